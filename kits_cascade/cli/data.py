@@ -1,0 +1,3 @@
+"""Commands of the data room."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Commands of the evaluation room."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Commands of the inference room."""
+
+from __future__ import annotations

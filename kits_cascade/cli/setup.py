@@ -1,0 +1,3 @@
+"""Commands of the setup room."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Commands of the training room."""
+
+from __future__ import annotations

@@ -1,0 +1,1 @@
+"""KiTS folders in, nnU-Net datasets and plans out."""

@@ -1,0 +1,1 @@
+"""Masks to numbers, tables, pages and submissions."""

@@ -1,0 +1,1 @@
+"""The cascade over one or many cases."""

@@ -1,0 +1,1 @@
+"""Losses, networks, augmentation and trainers."""

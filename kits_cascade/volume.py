@@ -1,0 +1,332 @@
+"""A CT or a label map in canonical order, and the way back to the file that it came from.
+
+Canonical is what nnU-Net's ``NibabelIOWithReorient`` gives: the closest axis order to RAS, indexed z, y, x. Files are read in
+slabs into the smallest fitting type, so that a float64 file of a large scan does not need its own size four times over.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Final, cast
+
+import nibabel as nib
+import numpy as np
+from isal import igzip, isal_zlib
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+
+from kits_cascade.errors import FileFormatError, GeometryError
+from kits_cascade.files import atomic_path
+
+Array = np.ndarray[Any, Any]
+Spacing = tuple[float, float, float]
+
+NIFTI_ENDINGS: Final = (".nii.gz", ".nii")
+_SLAB_BYTES: Final = 32 << 20
+_GZIP_LEVEL: Final = 2  # isal: as small as zlib's default, five times as fast
+
+
+@dataclass(frozen=True)
+class StoredAs:
+    """How the file stores the volume: what is needed to write a result beside it."""
+
+    shape: tuple[int, int, int]
+    affine: Array
+    header: Any
+
+    @property
+    def orientation(self) -> Array:
+        """nibabel's orientation array from the stored axes to RAS."""
+        return cast("Array", io_orientation(self.affine))
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An array in canonical z, y, x order with its place in the world."""
+
+    array: Array
+    affine: Array  # of the canonical array in x, y, z order, RAS millimetres
+    stored: StoredAs
+
+    @property
+    def spacing(self) -> Spacing:
+        """Voxel size in mm, z, y, x."""
+        return affine_spacing(self.affine)
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of one voxel."""
+        return float(np.prod(self.spacing))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the canonical array, z, y, x."""
+        return cast("tuple[int, int, int]", self.array.shape)
+
+    def with_array(self, array: Array) -> Volume:
+        """Another array of the same shape in the same place."""
+        if array.shape != self.array.shape:
+            raise GeometryError(f"an array of shape {array.shape} does not fit a volume of shape {self.array.shape}")
+        return replace(self, array=array)
+
+    def cropped(self, slices: tuple[slice, slice, slice]) -> Volume:
+        """The part inside ``slices`` (z, y, x) as a volume of its own, at its place in the world, stored canonically."""
+        start = np.array([s.indices(n)[0] for s, n in zip(slices, self.shape, strict=True)])
+        affine = self.affine.copy()
+        affine[:3, 3] += self.affine[:3, :3] @ start[::-1]
+        return volume_from_array(self.array[slices], affine)
+
+
+def affine_spacing(affine: Array) -> Spacing:
+    """Voxel size in mm, z, y, x, in the single precision in which NIfTI headers (and so nnU-Net) hold it."""
+    sizes = np.sqrt((affine[:3, :3].astype(np.float64) ** 2).sum(axis=0)).astype(np.float32)
+    return cast("Spacing", tuple(float(size) for size in sizes[::-1]))
+
+
+def volume_from_array(array: Array, affine: Array | None = None, spacing: Spacing | None = None) -> Volume:
+    """A volume from a canonical z, y, x array, with an RAS affine or only a spacing (z, y, x)."""
+    if affine is None:
+        sizes = spacing or (1.0, 1.0, 1.0)
+        affine = np.diag([*sizes[::-1], 1.0])
+    header = nib.Nifti1Header()
+    stored = StoredAs(cast("tuple[int, int, int]", array.shape[::-1]), affine, header)
+    return Volume(array, affine, stored)
+
+
+def volume_from_stored(array: Array, affine: Array, header: Any | None = None) -> Volume:
+    """A volume from an array in a file's own axis order (as nibabel indexes it) and that file's affine."""
+    check_affine(affine)
+    header = nib.Nifti1Header() if header is None else header
+    stored = StoredAs(cast("tuple[int, int, int]", array.shape), np.asarray(affine, dtype=np.float64), header)
+    canonical = apply_orientation(array, stored.orientation)
+    return Volume(canonical.transpose(2, 1, 0), stored.affine @ inv_ornt_aff(stored.orientation, array.shape), stored)
+
+
+def to_stored(volume: Volume, array: Array | None = None) -> Array:
+    """The array in the axis order of the file (the inverse of reading). A view where numpy can."""
+    data = volume.array if array is None else array
+    if data.shape != volume.array.shape:
+        raise GeometryError(f"an array of shape {data.shape} does not fit a volume of shape {volume.array.shape}")
+    return cast("Array", apply_orientation(data.transpose(2, 1, 0), _inverse(volume.stored.orientation)))
+
+
+def _inverse(orientation: Array) -> Array:
+    """Orientation that takes RAS axes to the stored ones."""
+    inverse = np.empty_like(orientation)
+    for axis, (target, flip) in enumerate(orientation):
+        inverse[int(target)] = (axis, flip)
+    return inverse
+
+
+def check_affine(affine: Array) -> None:
+    """An affine that places voxels: finite, no axis of length zero, not flat."""
+    block = np.asarray(affine)[:3, :3]
+    if not np.isfinite(affine).all():
+        raise GeometryError("the affine has values that are not finite; rewrite the file with a valid header")
+    if (np.abs(block).sum(axis=0) == 0).any() or abs(np.linalg.det(block)) < 1e-12:
+        raise GeometryError("a voxel size is zero or the affine is singular; rewrite the file with its true spacing")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn the many ways in which a file can be broken into one clear error."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileFormatError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise FileFormatError(f"{path}: is a folder, not a file") from error
+    except EOFError as error:
+        raise FileFormatError(f"{path}: the file ends too early (truncated); copy or download it again") from error
+    except (zlib.error, igzip.BadGzipFile, isal_zlib.error) as error:
+        raise FileFormatError(f"{path}: not a valid gzip file ({error}); copy or download it again") from error
+    except (nib.spatialimages.HeaderDataError, nib.filebasedimages.ImageFileError, nib.wrapstruct.WrapStructError) as error:
+        raise FileFormatError(f"{path}: not a valid NIfTI file ({error})") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    if path.name.endswith(".gz"):
+        with igzip.open(path, "rb") as stream:
+            yield cast("IO[bytes]", stream)
+    else:
+        with path.open("rb") as stream:
+            yield stream
+
+
+def is_nifti(path: Path) -> bool:
+    """By its name."""
+    return path.name.endswith(NIFTI_ENDINGS)
+
+
+def case_name(path: Path) -> str:
+    """File name without its ending, and without nnU-Net's channel number."""
+    name = path.name
+    for ending in (*NIFTI_ENDINGS, ".mha", ".mhd", ".nrrd"):
+        if name.endswith(ending):
+            name = name[: -len(ending)]
+            break
+    return name.removesuffix("_0000")
+
+
+def read_header(path: Path) -> tuple[tuple[int, int, int], Array, Any]:
+    """Stored shape, affine and header of a NIfTI file, checked, without reading the voxels."""
+    with _reading(path), _opened(path) as stream:
+        return _header(path, stream)
+
+
+def _header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, int, int], Array, Any]:
+    start = stream.read(4)
+    if len(start) < 4:
+        raise EOFError
+    kind = nib.Nifti2Header if 540 in (int.from_bytes(start, order) for order in ("little", "big")) else nib.Nifti1Header
+    block = start + stream.read(kind.sizeof_hdr - 4)
+    if len(block) < kind.sizeof_hdr:
+        raise EOFError
+    header = kind(block)
+    shape = _shape(path, header)
+    zooms = np.asarray(header["pixdim"][1:4], dtype=np.float64)
+    if not np.isfinite(zooms).all() or (zooms <= 0).any():
+        raise GeometryError(f"{path}: voxel size {tuple(zooms.tolist())} mm; it must be above zero in all three axes")
+    affine = header.get_best_affine()
+    try:
+        check_affine(affine)
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}") from error
+    return shape, affine, header
+
+
+def _shape(path: Path, header: Any) -> tuple[int, int, int]:
+    shape = tuple(int(n) for n in header.get_data_shape())
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise FileFormatError(f"{path}: {len(shape)}-D image of shape {shape}; a 3-D volume is needed")
+    if 0 in shape:
+        raise FileFormatError(f"{path}: shape {shape} has no voxels")
+    return cast("tuple[int, int, int]", shape)
+
+
+def read_volume(path: Path, dtype: Any = None) -> Volume:
+    """Read a NIfTI file into canonical order.
+
+    ``dtype`` defaults to the stored integer type where there is no scaling, else float32; values that are not finite are kept,
+    and the caller decides (see :func:`check_finite`).
+    """
+    with _reading(path), _opened(path) as stream:
+        shape, affine, header = _header(path, stream)
+        array = _voxels(stream, shape, header, dtype)
+    return volume_from_stored(array, affine, header)
+
+
+def _voxels(stream: IO[bytes], shape: tuple[int, int, int], header: Any, dtype: Any) -> Array:
+    """The stored array, converted slab by slab while it is decompressed."""
+    stored_type = header.get_data_dtype()
+    if stored_type.kind not in "iuf":
+        raise FileFormatError(f"voxels of type {stored_type}; numbers are needed")
+    slope, intercept = header.get_slope_inter()
+    slope, intercept = (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
+    scaled = (slope, intercept) != (1.0, 0.0)
+    target = np.dtype(dtype) if dtype is not None else _smallest(stored_type, scaled, slope, intercept)
+    _skip(stream, int(header.get_data_offset()) - header.sizeof_hdr)
+    count = int(np.prod(shape))
+    flat = np.empty(count, dtype=target)
+    per_slab = max(1, _SLAB_BYTES // stored_type.itemsize)
+    for begin in range(0, count, per_slab):
+        slab = np.empty(min(per_slab, count - begin), dtype=stored_type)
+        _fill(stream, slab)
+        flat[begin : begin + len(slab)] = slab * slope + intercept if scaled else slab
+    if isinstance(stream, igzip.IGzipFile):
+        stream.read(1)  # reaches the trailer: the checksum of the whole is verified here
+    return flat.reshape(shape, order="F")
+
+
+def _smallest(stored_type: np.dtype[Any], scaled: bool, slope: float, intercept: float) -> np.dtype[Any]:
+    whole = slope.is_integer() and intercept.is_integer() and stored_type.kind in "iu" and stored_type.itemsize <= 2
+    if scaled:
+        # A rescale intercept of -1024 on 12 bits fits 16 bits; scaled further, take float.
+        return np.dtype(np.int16) if whole and stored_type.itemsize == 1 and abs(slope) <= 64 else np.dtype(np.float32)
+    if stored_type.kind == "f" or stored_type.itemsize > 4:
+        return np.dtype(np.float32) if stored_type.kind == "f" else np.dtype(np.int32)
+    return stored_type.newbyteorder("=")
+
+
+def _skip(stream: IO[bytes], count: int) -> None:
+    if count > 0 and len(stream.read(count)) < count:
+        raise EOFError
+
+
+def _fill(stream: IO[bytes], slab: Array) -> None:
+    view = memoryview(slab.view(np.uint8))
+    while len(view):
+        got = cast("Any", stream).readinto(view)
+        if not got:
+            raise EOFError
+        view = view[got:]
+
+
+def check_finite(volume: Volume, path: Path) -> None:
+    """Raise where voxels are NaN or infinite: no network can answer for them."""
+    if volume.array.dtype.kind != "f":
+        return
+    bad = volume.array.size - sum(int(np.isfinite(part).sum()) for part in volume.array)
+    if bad:
+        raise FileFormatError(f"{path}: {bad} voxels are NaN or infinite; export the scan again or fill them")
+
+
+def read_labels(path: Path) -> Volume:
+    """Read a label map as uint8; values that are not whole numbers in 0..255 are an error."""
+    volume = read_volume(path)
+    if volume.array.dtype == np.uint8:
+        return volume
+    labels = np.empty_like(volume.array, dtype=np.uint8)
+    for index, part in enumerate(volume.array):
+        labels[index] = np.nan_to_num(part, nan=0).clip(0, 255)
+        if not np.array_equal(labels[index], part):
+            raise FileFormatError(f"{path}: label values must be whole numbers from 0 to 255")
+    return replace(volume, array=labels)
+
+
+def write_volume(path: Path, volume: Volume, array: Array | None = None) -> None:
+    """Write an array in the place, shape and orientation of the file that ``volume`` was read from, atomically.
+
+    The same input gives the same bytes: the gzip header holds no time and no name.
+    """
+    data = to_stored(volume, array)
+    if data.dtype == np.bool_:
+        data = data.astype(np.uint8)
+    header = _header_for(volume.stored, data)
+    with atomic_path(path) as temporary, temporary.open("wb") as raw:
+        if path.name.endswith(".gz"):
+            with igzip.IGzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0) as stream:
+                _write(stream, header, data)
+        else:
+            _write(raw, header, data)
+
+
+def _header_for(stored: StoredAs, data: Array) -> Any:
+    header = stored.header.copy()
+    header.set_data_shape(stored.shape)
+    header.set_data_dtype(data.dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    if header["sform_code"] == 0 and header["qform_code"] == 0:
+        # No world space in the header: as nibabel does for a new file.
+        header.set_qform(stored.affine, code=0)
+        header.set_sform(stored.affine, code=2)
+    header.extensions.clear()
+    header["vox_offset"] = header.single_vox_offset
+    header["magic"] = header.single_magic
+    return header
+
+
+def _write(stream: Any, header: Any, data: Array) -> None:
+    stream.write(header.binaryblock)
+    stream.write(b"\0" * (int(header["vox_offset"]) - header.sizeof_hdr))
+    order = header.get_data_dtype()
+    # Fortran order, a slab of the slowest axis at a time: no second copy of a large volume.
+    for index in range(data.shape[2]):
+        stream.write(np.asfortranarray(data[:, :, index], dtype=order).tobytes(order="F"))

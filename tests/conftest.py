@@ -1,0 +1,17 @@
+"""Fixtures shared by all rooms."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def kits23():
+    """Folder with the published masks and the challenge's own scores; not part of the repository."""
+    folder = Path(os.environ.get("KITS23_MASKS", REPOSITORY.parent / "shared" / "kits23"))
+    if not (folder / "masks").is_dir():
+        pytest.skip("the KiTS23 masks are not here: set KITS23_MASKS to a folder with masks/ and official_scores/")
+    return folder
