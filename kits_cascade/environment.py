@@ -42,8 +42,8 @@ def nnunet_folders(nnunet_dir: Path | None = None, needed: tuple[str, ...] = VAR
     missing = [name for name in needed if not os.environ.get(name)]
     if missing:
         raise EnvironmentNotReadyError(
-            f"nnU-Net's folder variable {', '.join(missing)} is not set. Give --nnunet-dir DIR (it gets the three folders "
-            f"{', '.join(VARIABLES)}), or set it in your shell, for example: export {missing[0]}=/data/{missing[0]}"
+            f"nnU-Net's folder variable {', '.join(missing)} is not set. Give --nnunet-dir DIR (it gets the three "
+            f"folders {', '.join(VARIABLES)}), or set it, for example: export {missing[0]}=/data/{missing[0]}"
         )
     # A folder that the command does not need may be unset; it then points to where nothing is, and is never exported.
     values = {name: os.environ.get(name) or f"{name}-is-not-set" for name in VARIABLES}

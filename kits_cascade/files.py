@@ -22,7 +22,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
     The temporary name ends as the target does, so that writers which look at the ending work on it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY_MARK}{os.getpid()}-", suffix=f"-{target.name}", dir=target.parent)
+    handle, name = tempfile.mkstemp(
+        prefix=f"{TEMPORARY_MARK}{os.getpid()}-", suffix=f"-{target.name}", dir=target.parent
+    )
     os.close(handle)
     temporary = Path(name)
     try:

@@ -117,10 +117,12 @@ class Box:
     def _check(self, shape: Sequence[int]) -> None:
         inside = all(0 <= a <= b <= n for a, b, n in zip(self.start, self.stop, shape, strict=True))
         if not inside:
-            raise GeometryError(f"box {self.start}..{self.stop} lies outside an array of shape {tuple(shape)}; clip it first")
+            raise GeometryError(
+                f"box {self.start}..{self.stop} lies outside an array of shape {tuple(shape)}; clip it first"
+            )
 
     def inner_faces_touched(self, mask: Array, shape: Sequence[int]) -> bool:
-        """Whether ``mask`` (of the box) reaches a face of the box that is not a face of the volume: the box is too small."""
+        """Whether ``mask`` (of the box) reaches a face of the box that is no face of the volume: the box is small."""
         for axis in range(3):
             low, high = mask.take(0, axis), mask.take(-1, axis)
             if (self.start[axis] > 0 and low.any()) or (self.stop[axis] < shape[axis] and high.any()):
@@ -138,6 +140,6 @@ class Box:
 
 
 def roi_box(mask: Array, spacing: Spacing, margin_mm: float) -> Box | None:
-    """The region of interest around a mask of kidneys and masses: the one function that training and inference share."""
+    """The region of interest around kidneys and masses: the one function that training and inference share."""
     box = Box.around(mask)
     return None if box is None else box.grown(margin_mm, spacing).clipped(mask.shape)

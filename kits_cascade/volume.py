@@ -1,11 +1,12 @@
 """A CT or a label map in canonical order, and the way back to the file that it came from.
 
-Canonical is what nnU-Net's ``NibabelIOWithReorient`` gives: the closest axis order to RAS, indexed z, y, x. Files are read in
-slabs into the smallest fitting type, so that a float64 file of a large scan does not need its own size four times over.
+Canonical is what nnU-Net's ``NibabelIOWithReorient`` gives: the closest axis order to RAS, indexed z, y, x. Files are
+read in slabs into the smallest fitting type, so that a float64 file of a large scan never needs its own size in memory.
 """
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,11 @@ from typing import IO, Any, Final, cast
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip, igzip_lib
+from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from kits_cascade.errors import FileFormatError, GeometryError
 from kits_cascade.files import atomic_path
@@ -73,7 +77,7 @@ class Volume:
         return replace(self, array=array)
 
     def cropped(self, slices: tuple[slice, slice, slice]) -> Volume:
-        """The part inside ``slices`` (z, y, x) as a volume of its own, at its place in the world, stored canonically."""
+        """The part inside ``slices`` (z, y, x), a volume of its own, in its place in the world, stored canonically."""
         start = np.array([s.indices(n)[0] for s, n in zip(slices, self.shape, strict=True)])
         affine = self.affine.copy()
         affine[:3, 3] += self.affine[:3, :3] @ start[::-1]
@@ -141,9 +145,9 @@ def _reading(path: Path) -> Iterator[None]:
         raise FileFormatError(f"{path}: is a folder, not a file") from error
     except EOFError as error:
         raise FileFormatError(f"{path}: the file ends too early (truncated); copy or download it again") from error
-    except (zlib.error, igzip.BadGzipFile, isal_zlib.error) as error:
+    except (zlib.error, gzip.BadGzipFile, cast("type[Exception]", igzip_lib.IsalError)) as error:
         raise FileFormatError(f"{path}: not a valid gzip file ({error}); copy or download it again") from error
-    except (nib.spatialimages.HeaderDataError, nib.filebasedimages.ImageFileError, nib.wrapstruct.WrapStructError) as error:
+    except (HeaderDataError, ImageFileError, WrapStructError) as error:
         raise FileFormatError(f"{path}: not a valid NIfTI file ({error})") from error
 
 
@@ -182,11 +186,15 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, int, int], Array,
     start = stream.read(4)
     if len(start) < 4:
         raise EOFError
-    kind = nib.Nifti2Header if 540 in (int.from_bytes(start, order) for order in ("little", "big")) else nib.Nifti1Header
+    kind = (
+        nib.Nifti2Header if 540 in (int.from_bytes(start, order) for order in ("little", "big")) else nib.Nifti1Header
+    )
     block = start + stream.read(kind.sizeof_hdr - 4)
     if len(block) < kind.sizeof_hdr:
         raise EOFError
-    header = kind(block)
+    header = kind(block, check=False)  # nibabel's check would mend a zero voxel size in silence
+    if header["magic"].item() not in {b"n+1", b"n+2"}:
+        raise ImageFileError("no NIfTI header")
     shape = _shape(path, header)
     zooms = np.asarray(header["pixdim"][1:4], dtype=np.float64)
     if not np.isfinite(zooms).all() or (zooms <= 0).any():
@@ -207,14 +215,14 @@ def _shape(path: Path, header: Any) -> tuple[int, int, int]:
         raise FileFormatError(f"{path}: {len(shape)}-D image of shape {shape}; a 3-D volume is needed")
     if 0 in shape:
         raise FileFormatError(f"{path}: shape {shape} has no voxels")
-    return cast("tuple[int, int, int]", shape)
+    return shape[0], shape[1], shape[2]
 
 
 def read_volume(path: Path, dtype: Any = None) -> Volume:
     """Read a NIfTI file into canonical order.
 
-    ``dtype`` defaults to the stored integer type where there is no scaling, else float32; values that are not finite are kept,
-    and the caller decides (see :func:`check_finite`).
+    ``dtype`` defaults to the stored integer type where there is no scaling, else float32; values that are not finite
+    are kept, and the caller decides (see :func:`check_finite`).
     """
     with _reading(path), _opened(path) as stream:
         shape, affine, header = _header(path, stream)
@@ -260,8 +268,8 @@ def _skip(stream: IO[bytes], count: int) -> None:
 
 
 def _fill(stream: IO[bytes], slab: Array) -> None:
-    view = memoryview(slab.view(np.uint8))
-    while len(view):
+    view = memoryview(cast("Any", slab.view(np.uint8)))
+    while view.nbytes:
         got = cast("Any", stream).readinto(view)
         if not got:
             raise EOFError

@@ -1,0 +1,48 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kits_cascade.environment import VARIABLES, nnunet_folders
+from kits_cascade.errors import EnvironmentNotReadyError
+from kits_cascade.files import TEMPORARY_MARK, atomic_path, read_json, sweep_temporary, write_json
+
+
+def test_a_failing_writer_leaves_the_old_file(tmp_path):
+    target = tmp_path / "a.json"
+    write_json(target, {"é": 1})
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(target) == {"é": 1}
+    assert list(tmp_path.iterdir()) == [target]
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert target.stat().st_mode == plain.stat().st_mode
+
+
+def test_sweep_spares_the_living(tmp_path):
+    living = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    kept = tmp_path / f"{TEMPORARY_MARK}{living.pid}-x"
+    stray = tmp_path / f"{TEMPORARY_MARK}{dead.pid}-y"
+    for path in (kept, stray):
+        path.touch()
+    assert sweep_temporary(tmp_path) == 1
+    living.communicate(b"\n")
+    assert kept.exists()
+    assert not stray.exists()
+
+
+def test_missing_variables_are_named(monkeypatch, tmp_path):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(EnvironmentNotReadyError, match=r"nnUNet_raw.*--nnunet-dir.*export"):
+        nnunet_folders()
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "to be restored")
+    folders = nnunet_folders(tmp_path)
+    assert folders.raw == tmp_path / "nnUNet_raw"
+    assert os.environ["nnUNet_results"] == str(tmp_path / "nnUNet_results")
