@@ -14,7 +14,9 @@ FINE_SPACING_MM: Final = 0.78125
 PLANS_NAME: Final = "nnUNetPlans"
 READER: Final = "NibabelIOWithReorient"
 
-KIDNEY_CHANNEL: Final = "kidney_mask"  # the trainers recognise the second channel of stage 223 by this name
+# The second channel of stage 223. nnU-Net picks the normalisation by the channel's name, and gives all names that it
+# does not know a z-score; by this name the mask stays 0 and 1, and the trainers recognise it by this name too.
+KIDNEY_CHANNEL: Final = "noNorm"
 
 # Stage 223 has labels of its own, so that both of its regions are unions of small label values.
 MASSES_CYST: Final = 1
