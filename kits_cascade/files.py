@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -80,6 +81,34 @@ def _alive(pid: int) -> bool:
         return False
     except OSError:
         return True
+    return True
+
+
+def link_or_copy(source: Path, target: Path, *, copy: bool = False) -> None:
+    """Put the file ``source`` at ``target`` too, without a second copy where the file system allows.
+
+    A hard link is preferred: it stays whole when the source folder is moved or deleted. Where there can be none (another
+    file system, or files of another user) a symbolic link does, and where even that cannot be, or with ``copy``, a copy.
+    """
+    source = source.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{TEMPORARY_MARK}{os.getpid()}-{target.name}")
+    temporary.unlink(missing_ok=True)
+    if copy or not (_made(temporary.hardlink_to, source) or _made(temporary.symlink_to, source)):
+        with atomic_path(target) as copied:
+            shutil.copyfile(source, copied)
+        return
+    try:
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)  # moving one name of a file onto another of the same file leaves both
+
+
+def _made(link: Callable[[Path], None], source: Path) -> bool:
+    try:
+        link(source)
+    except OSError:
+        return False
     return True
 
 
