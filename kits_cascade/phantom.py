@@ -66,9 +66,14 @@ class Ellipsoid:
             total += ((dx * axis[0] + dy * axis[1] + dz * axis[2]) / radius) ** 2
         return total
 
-    def reaches(self, z: float) -> bool:
-        """Whether the slice at ``z`` can meet it."""
-        return bool(abs(z - self.centre[2]) <= 1.3 * float(self.radii.max()))
+    def window(self, x: Array, y: Array, z: float) -> tuple[slice, slice] | None:
+        """Rows and columns of the slice at ``z`` that can meet it (with room for waves), None when none can."""
+        extent = 1.3 * np.sqrt(((self.axes * self.radii[:, None]) ** 2).sum(axis=0))
+        if abs(z - self.centre[2]) > extent[2]:
+            return None
+        columns = np.searchsorted(x[0], [self.centre[0] - extent[0], self.centre[0] + extent[0]])
+        rows = np.searchsorted(y[:, 0], [self.centre[1] - extent[1], self.centre[1] + extent[1]])
+        return slice(*map(int, rows)), slice(*map(int, columns))
 
 
 @dataclass(frozen=True)
@@ -228,8 +233,10 @@ def _anatomy(rng: np.random.Generator, variant: str) -> Anatomy:
 
 def _paint_organs(tissue: Array, anatomy: Anatomy, x: Array, y: Array, z: float) -> None:
     for shape, kind in anatomy.organs:
-        if shape.reaches(z):
-            tissue[shape.level(x, y, z) < 1] = kind
+        window = shape.window(x, y, z)
+        if window is not None:
+            rows, columns = window
+            tissue[window][shape.level(x[:, columns], y[rows], z) < 1] = kind
 
 
 def _paint_kidney(tissue: Array, labels: Array, kidney: Kidney, x: Array, y: Array, z: float) -> None:
@@ -265,12 +272,16 @@ def _paint_slice(anatomy: Anatomy, x: Array, y: Array, z: float) -> tuple[Array,
     labels = np.zeros(tissue.shape, dtype=np.uint8)
     _paint_organs(tissue, anatomy, x, y, z)
     for kidney in anatomy.kidneys:
-        if kidney.outer.reaches(z):
-            _paint_kidney(tissue, labels, kidney, x, y, z)
+        window = kidney.outer.window(x, y, z)
+        if window is not None:
+            rows, columns = window
+            _paint_kidney(tissue[window], labels[window], kidney, x[:, columns], y[rows], z)
     # Cysts first: a tumour covers what it meets.
     for lesion in sorted(anatomy.lesions, key=lambda one: one.label, reverse=True):
-        if lesion.shape.reaches(z):
-            _paint_lesion(tissue, labels, lesion, x, y, z)
+        window = lesion.shape.window(x, y, z)
+        if window is not None:
+            rows, columns = window
+            _paint_lesion(tissue[window], labels[window], lesion, x[:, columns], y[rows], z)
     return tissue, labels
 
 
