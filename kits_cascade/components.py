@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import cc3d
 import edt
@@ -11,6 +11,9 @@ import numpy as np
 
 from kits_cascade.geometry import Box
 from kits_cascade.volume import Array, Spacing
+
+# A component of a coarse kidney mask below this is noise: the smallest kidney that is still one has fifty times as much.
+SPECK_MM3: Final = 200.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,13 @@ def components(mask: Array) -> Components:
 def volumes_mm3(found: Components, spacing: Spacing) -> Array:
     """Volume of each component, from component 1 on."""
     return cast("Array", found.voxels * float(np.prod(spacing)))
+
+
+def without_specks(mask: Array, spacing: Spacing, smallest_mm3: float = SPECK_MM3) -> Array:
+    """The mask without tiny components, unless there is nothing else: then recall matters more, and all of it stays."""
+    found = components(mask)
+    large = np.flatnonzero(volumes_mm3(found, spacing) >= smallest_mm3) + 1
+    return found.keep(large) if len(large) else mask.astype(bool)
 
 
 def dilated_mm(mask: Array, spacing: Spacing, radius_mm: float) -> Array:
