@@ -1,0 +1,92 @@
+"""What can be set about our trainers, in a plans file's ``kits_cascade`` entry.
+
+The entry is completed with the defaults and kept in the plans that nnU-Net stores in every checkpoint, so that a
+continued training and a later reader see what was used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
+
+from kits_cascade.errors import UsageError
+
+PLANS_KEY: Final = "kits_cascade"
+LOGGERS: Final = ("tensorboard", "wandb")
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """Options of the trainers. None means: what the trainer or nnU-Net does by default."""
+
+    surface_weight: float = 0.5
+    surface_tolerance_mm: float = 1.1
+    surface_radius: tuple[int, ...] | None = None  # voxels per axis, instead of the one from the spacing
+    boundary_weight: float = 0.02
+    prior_probability: float = 0.5  # how often the kidney channel is perturbed in training
+    num_epochs: int | None = None
+    num_iterations_per_epoch: int | None = None
+    num_val_iterations_per_epoch: int | None = None
+    save_every: int | None = None  # epochs between checkpoints
+    seed: int | None = None
+    loggers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("surface_weight", "surface_tolerance_mm", "boundary_weight"):
+            _check(_is_number(getattr(self, name)) and getattr(self, name) >= 0, name, self, "a number of at least 0")
+        _check(
+            _is_number(self.prior_probability) and 0 <= self.prior_probability <= 1,
+            "prior_probability",
+            self,
+            "a number from 0 to 1",
+        )
+        for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every"):
+            value = getattr(self, name)
+            _check(value is None or (_is_count(value) and value >= 1), name, self, "a whole number of at least 1")
+        _check(self.seed is None or (_is_count(self.seed) and self.seed >= 0), "seed", self, "a whole number, or null")
+        self._check_lists()
+
+    def _check_lists(self) -> None:
+        radius = self.surface_radius
+        fits = radius is None or (isinstance(radius, tuple) and all(_is_count(r) and r >= 0 for r in radius))
+        _check(fits, "surface_radius", self, "a list of whole numbers, one per axis, or null")
+        known = isinstance(self.loggers, tuple) and all(name in LOGGERS for name in self.loggers)
+        _check(known, "loggers", self, f"a list of {', '.join(LOGGERS)}")
+
+    @classmethod
+    def from_plans(cls, plans: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> TrainerOptions:
+        """Read a plans file's entry; what it does not name comes from ``defaults`` (a trainer's class attribute)."""
+        entry = plans.get(PLANS_KEY, {})
+        if not isinstance(entry, Mapping):
+            raise UsageError(f"the plans entry {PLANS_KEY!r} is {entry!r}; it must be an object of options")
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(entry) - known)
+        if unknown:
+            raise UsageError(
+                f"unknown option {', '.join(unknown)} in the plans entry {PLANS_KEY!r}; "
+                f"known are {', '.join(sorted(known))}"
+            )
+        merged: dict[str, Any] = {**(defaults or {}), **entry}
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in merged.items()}
+        return cls(**values)
+
+    def to_plans(self) -> dict[str, Any]:
+        """For the plans: JSON types only."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check(fits: bool, name: str, options: TrainerOptions, takes: str) -> None:
+    if not fits:
+        raise UsageError(
+            f"option {name} in the plans entry {PLANS_KEY!r} is {getattr(options, name)!r}; it takes {takes}"
+        )
