@@ -1,0 +1,132 @@
+"""One case: is it sound, what is in it, and how do its files come into a dataset."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from isal import igzip
+
+from kits_cascade import labels as kits
+from kits_cascade.data.layouts import KitsCase, contrast_phase
+from kits_cascade.errors import CaseError, DatasetError, FileFormatError, GeometryError, KitsCascadeError
+from kits_cascade.files import atomic_path
+from kits_cascade.volume import Array, Volume, check_finite, read_labels, read_volume
+
+AFFINE_TOLERANCE: Final = 1e-3  # summed over the matrix, as in the challenge's own check of submissions
+_CHUNK: Final = 1 << 20
+
+
+def read_case(case: KitsCase) -> tuple[Volume, Volume]:
+    """Image and label map, both read to the end and checked against each other."""
+    if case.image is None or case.segmentation is None:
+        raise CaseError(case.name, str(case.missing))
+    try:
+        image, label = read_volume(case.image), read_labels(case.segmentation)
+        check_finite(image, case.image)
+        check_label_values(label)
+        check_geometry(image, label)
+    except KitsCascadeError as error:
+        raise CaseError(case.name, str(error)) from error
+    return image, label
+
+
+def label_counts(label: Array) -> Array:
+    """Voxels of each label value, 0 to 255."""
+    # Slice by slice: bincount makes an array of 64-bit integers from what it gets.
+    return sum((np.bincount(part.ravel(order="K"), minlength=256) for part in label), np.zeros(256, dtype=np.int64))
+
+
+def check_label_values(label: Volume) -> Array:
+    """Only KiTS labels, and kidney or masses somewhere; returns the voxel counts."""
+    counts = label_counts(label.array)
+    values = np.flatnonzero(counts).tolist()
+    unknown = [value for value in values if value > kits.CYST]
+    if unknown:
+        raise FileFormatError(
+            f"label values {', '.join(map(str, unknown))} in the segmentation; KiTS has 0 background, 1 kidney, "
+            "2 tumor, 3 cyst"
+        )
+    if values == [kits.BACKGROUND]:
+        raise FileFormatError("the segmentation is empty: no kidney and no mass")
+    return counts
+
+
+def check_geometry(image: Volume, label: Volume) -> None:
+    """Same shape and same place in the world, as stored."""
+    if image.stored.shape != label.stored.shape:
+        raise GeometryError(f"the image has shape {image.stored.shape}, its segmentation {label.stored.shape}")
+    apart = float(np.abs(image.stored.affine - label.stored.affine).sum())
+    if apart > AFFINE_TOLERANCE:
+        raise GeometryError(
+            f"the affines of image and segmentation differ (sum of differences {apart:.4g}, allowed "
+            f"{AFFINE_TOLERANCE:g}): they do not lie in the same place"
+        )
+
+
+def case_facts(name: str, image: Volume, label: Volume) -> dict[str, Any]:
+    """What selection, stratified splits and statistics want to know, without reading the case again."""
+    counts = label_counts(label.array)
+    return {
+        "phase": contrast_phase(name),
+        "shape": list(image.shape),
+        "spacing": [round(size, 6) for size in image.spacing],
+        "hu": [float(image.array.min()), float(image.array.max())],
+        "label_voxels": {str(value): int(counts[value]) for value in kits.LABEL_NAMES},
+    }
+
+
+def identity(case: KitsCase) -> dict[str, list[Any]]:
+    """Path, size and time of both files: enough to see that a source has changed."""
+    files = {"image": case.image, "segmentation": case.segmentation}
+    return {key: _stamp(path) for key, path in files.items() if path is not None}
+
+
+def _stamp(path: Path) -> list[Any]:
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def place(source: Path, target: Path, *, copy: bool) -> str:
+    """Put a file into a dataset without a second copy of its bytes where that works; says how it went.
+
+    A hard link comes first: it stays valid when the source is moved or deleted, and copying the dataset to another
+    machine or mounting it alone into a container takes the bytes along. Across file systems, a symbolic link; where
+    there are neither, a copy. An uncompressed file is packed, since a dataset has one file ending.
+    """
+    source = source.resolve()
+    if source == target:
+        raise DatasetError(f"{source} belongs to the dataset itself: the source only links to it")
+    if not source.name.endswith(".gz"):
+        _pack(source, target)
+        return "packed"
+    if not copy:
+        target.unlink(missing_ok=True)
+        for how, link in (("hard link", os.link), ("symbolic link", os.symlink)):
+            try:
+                link(source, target)
+            except OSError:
+                continue
+            return how
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return "copy"
+
+
+def _pack(source: Path, target: Path) -> None:
+    with (
+        atomic_path(target) as temporary,
+        temporary.open("wb") as raw,
+        igzip.IGzipFile(filename="", mode="wb", compresslevel=2, fileobj=raw, mtime=0) as packed,
+        source.open("rb") as stream,
+    ):
+        shutil.copyfileobj(stream, packed, _CHUNK)
+
+
+def unpack(source: Path, target: Path) -> None:
+    """The uncompressed file, checked by gzip's own checksum on the way."""
+    with igzip.open(source, "rb") as stream, atomic_path(target) as temporary, temporary.open("wb") as plain:
+        shutil.copyfileobj(stream, plain, _CHUNK)
