@@ -89,6 +89,14 @@ def _spans(numbers: set[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True)) or "none"
 
 
+def chosen_names(source: Path, text: str | None) -> list[str] | None:
+    """Names of the cases in a list such as ``0-19,400``, of those in ``source``; None when there is no list."""
+    if text is None:
+        return None
+    numbers = {case_number(case.name) for case in find_cases(source)} - {None}
+    return [case_id(number) for number in parse_cases(text, (n for n in numbers if n is not None))]
+
+
 def find_cases(source: Path) -> list[KitsCase]:
     """All cases under ``source``, by name.
 
