@@ -82,3 +82,72 @@ def convert(
 
 
 # --- end of download, convert, stats ----------------------------------------------------------------------------------
+
+# --- derive-stages, plan ---------------------------------------------------------------------------------------------
+
+_Stages = Annotated[
+    str,
+    typer.Option(
+        metavar="LIST",
+        help="Stages to work on, with commas: ids (221), names (coarse, kidney, masses), or ids of your own "
+        "(kidney=322, or three ids in the order coarse, kidney, masses).",
+    ),
+]
+
+
+@app.command("derive-stages")
+def derive_stages(
+    source_id: Annotated[int, typer.Option("-d", "--dataset-id", min=1, max=999, help="Source dataset.")] = 220,
+    stages: _Stages = "221,222,223",
+    margin_mm: Annotated[float, typer.Option(min=0, help="Room around kidneys and masses in the ROI, in mm.")] = 20.0,
+    coarse_predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="ROI from these predictions of stage 221 instead of the labels: a folder with one file for each case, "
+            "or the folder of a trained model, whose out-of-fold predictions are taken.",
+        ),
+    ] = None,
+    kidney_predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Kidney channel of stage 223 from these predictions of stage 222; likewise."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the ROI's jitter and of the split.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Derive anew what was derived with other options.")
+    ] = False,
+    jobs: _Jobs = None,
+    nnunet_dir: _NnunetDir = None,
+) -> None:
+    """Make the datasets of the three stages (221 whole scans, 222 the ROI, 223 the ROI with the kidney mask) from 220.
+
+    Finished cases are kept: a second run takes up where the first stopped. Exit code 1 when a case had to be left out.
+    """
+    from kits_cascade.data.derive import derive_stages as derive
+    from kits_cascade.environment import nnunet_folders
+
+    with progress_bar("derive") as progress:
+        report = derive(
+            nnunet_folders(nnunet_dir, needed=("nnUNet_raw", "nnUNet_preprocessed")),
+            source_id=source_id,
+            stages=stages.split(","),
+            margin_mm=margin_mm,
+            coarse_predictions=coarse_predictions,
+            kidney_predictions=kidney_predictions,
+            jobs=jobs,
+            seed=seed,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    _list_reasons("left out", report.failed, "bold red")
+    for folder in report.folders.values():
+        typer.echo(str(folder))
+    typer.echo(
+        f"  derived: {len(report.derived)}, there already: {len(report.unchanged)}, left out: {len(report.failed)}"
+    )
+    for note in report.notes:
+        typer.echo(f"  note: {note}")
+    raise typer.Exit(1 if report.failed else 0)
+
+
+# --- end of derive-stages, plan --------------------------------------------------------------------------------------
