@@ -119,3 +119,27 @@ class HeadLabels(LabelManager):
         """Of the preprocessed dataset."""
         label: int | None = self._source.ignore_label
         return label
+
+
+class FocusedCases:
+    """A dataset whose cases offer foreground voxels of some label values only, where they have any of these."""
+
+    def __init__(self, dataset: Any, values: set[int]) -> None:
+        self.dataset = dataset
+        self.values = values
+        self.identifiers = dataset.identifiers
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """As nnU-Net's datasets give it."""
+        data, segmentation, previous, properties = self.dataset.load_case(identifier)
+        return data, segmentation, previous, {**properties, "class_locations": self._focus(properties)}
+
+    def _focus(self, properties: Mapping[str, Any]) -> dict[Any, Any]:
+        places: dict[Any, Any] = properties["class_locations"]
+        wanted = {k: v for k, v in places.items() if len(v) and self.values.issuperset(_as_set(k))}
+        # The loader looks up the key of all annotated voxels, which holds -1, in datasets with an ignore label.
+        return {**wanted, **{k: v for k, v in places.items() if -1 in _as_set(k)}} if wanted else places
+
+
+def _as_set(key: Any) -> set[int]:
+    return {int(v) for v in key} if isinstance(key, (tuple, list)) else {int(key)}

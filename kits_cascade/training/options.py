@@ -26,6 +26,7 @@ class TrainerOptions:
     surface_radius: tuple[int, ...] | None = None  # voxels per axis, instead of the one from the spacing
     boundary_weight: float = 0.02
     prior_probability: float = 0.5  # how often the kidney channel is perturbed in training
+    prior_channels: tuple[int, ...] | None = None  # the channels with a kidney mask, instead of going by their names
     num_epochs: int | None = None
     num_iterations_per_epoch: int | None = None
     num_val_iterations_per_epoch: int | None = None
@@ -49,9 +50,10 @@ class TrainerOptions:
         self._check_lists()
 
     def _check_lists(self) -> None:
-        radius = self.surface_radius
-        fits = radius is None or (isinstance(radius, tuple) and all(_is_count(r) and r >= 0 for r in radius))
-        _check(fits, "surface_radius", self, "a list of whole numbers, one per axis, or null")
+        for name in ("surface_radius", "prior_channels"):
+            value = getattr(self, name)
+            fits = value is None or (isinstance(value, tuple) and all(_is_count(v) and v >= 0 for v in value))
+            _check(fits, name, self, "a list of whole numbers, or null")
         known = isinstance(self.loggers, tuple) and all(name in LOGGERS for name in self.loggers)
         _check(known, "loggers", self, f"a list of {', '.join(LOGGERS)}")
 
