@@ -1,3 +1,4 @@
-"""The folder that nnU-Net is pointed at: one absolute re-export keeps class identity and pickling."""
+"""The folder that nnU-Net is pointed at: absolute re-exports keep class identity and pickling."""
 
+from kits_cascade.training.demo_trainers import *  # noqa: F403
 from kits_cascade.training.trainers import *  # noqa: F403

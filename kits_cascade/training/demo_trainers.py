@@ -1,0 +1,41 @@
+"""Short trainers for the demo: minutes on two CPU cores. They are nnU-Net's own training with another budget.
+
+A thousand epochs of SGD find the optimum of a real dataset; a few hundred steps on phantoms want an optimizer that moves at
+once. Nothing else differs from the trainers that real data are trained with.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final
+
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+
+from kits_cascade.training.trainers import KitsTrainer, SurfaceLossTrainer
+
+_BUDGET: Final = {"num_iterations_per_epoch": 50, "num_val_iterations_per_epoch": 4, "save_every": 2}
+
+
+class _Short(KitsTrainer):
+    """AdamW and a budget of its own."""
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """AdamW with nnU-Net's polynomial schedule."""
+        self.initial_lr = 3e-3
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=1e-4)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+
+class DemoTrainer(_Short):
+    """Dice and cross-entropy, for the coarse stage."""
+
+    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 6}
+
+
+class DemoSurfaceLossTrainer(_Short, SurfaceLossTrainer):
+    """With the surface loss, for the fine stages."""
+
+    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 10}
+
+
+__all__ = ["DemoSurfaceLossTrainer", "DemoTrainer"]
