@@ -135,7 +135,7 @@ def check_affine(affine: Array) -> None:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Turn the many ways in which a file can be broken into one clear error."""
     try:
         yield
@@ -154,11 +154,22 @@ def _reading(path: Path) -> Iterator[None]:
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     if path.name.endswith(".gz"):
+        _check_gzip(path)
         with igzip.open(path, "rb") as stream:
             yield cast("IO[bytes]", stream)
     else:
         with path.open("rb") as stream:
             yield stream
+
+
+def _check_gzip(path: Path) -> None:
+    """A short text named .nii.gz would else be called truncated."""
+    with path.open("rb") as stream:
+        start = stream.read(348)
+    if start and start[:2] != b"\x1f\x8b":
+        plain = start[344:347] in {b"n+1", b"ni1"}
+        what = "a NIfTI file that is not compressed; rename it to .nii" if plain else "copy or download it again"
+        raise FileFormatError(f"{path}: not a valid gzip file: {what}")
 
 
 def is_nifti(path: Path) -> bool:
@@ -178,7 +189,7 @@ def case_name(path: Path) -> str:
 
 def read_header(path: Path) -> tuple[tuple[int, int, int], Array, Any]:
     """Stored shape, affine and header of a NIfTI file, checked, without reading the voxels."""
-    with _reading(path), _opened(path) as stream:
+    with reading(path), _opened(path) as stream:
         return _header(path, stream)
 
 
@@ -224,7 +235,7 @@ def read_volume(path: Path, dtype: Any = None) -> Volume:
     ``dtype`` defaults to the stored integer type where there is no scaling, else float32; values that are not finite
     are kept, and the caller decides (see :func:`check_finite`).
     """
-    with _reading(path), _opened(path) as stream:
+    with reading(path), _opened(path) as stream:
         shape, affine, header = _header(path, stream)
         array = _voxels(stream, shape, header, dtype)
     return volume_from_stored(array, affine, header)
@@ -232,7 +243,7 @@ def read_volume(path: Path, dtype: Any = None) -> Volume:
 
 def read_cropped(path: Path, slices: tuple[slice, slice, slice], dtype: Any = None) -> Volume:
     """What ``read_volume(path).cropped(slices)`` gives, with no more than that part in memory."""
-    with _reading(path), _opened(path) as stream:
+    with reading(path), _opened(path) as stream:
         shape, affine, header = _header(path, stream)
         part = _stored_slices(affine, shape, slices)
         array = _voxels(stream, shape, header, dtype, part)

@@ -217,7 +217,8 @@ def _read(case: InputCase) -> LoadedCase:
 
 
 def _one_line(message: str, path: Path) -> str:
-    return " ".join(message.removeprefix(f"{path}: ").split())
+    # The case's name stands before it, and the folder in run.json.
+    return " ".join(message.removeprefix(f"{path}: ").replace(f"{path.parent}/", "").split())
 
 
 def _check(volume: Volume, path: Path) -> None:
