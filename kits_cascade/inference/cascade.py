@@ -1,0 +1,185 @@
+"""The cascade from Python: load the models once, call with anything that holds a CT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from kits_cascade.errors import UsageError
+from kits_cascade.inference.inputs import InputCase, LoadedCase, find_cases, judged, load_case, write_result
+from kits_cascade.inference.orchestrate import CascadeOptions, CascadeResult, Predictors, Report, run_cascade
+from kits_cascade.volume import Array, Spacing, Volume, to_stored, volume_from_array, volume_from_stored
+
+if TYPE_CHECKING:
+    from kits_cascade.inference.models import CascadeModels
+
+__all__ = ["Cascade", "CascadeOptions", "Prediction", "Speed"]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How thoroughly the networks look."""
+
+    tta: bool = True  # mirrored copies of every tile in the fine stages, as nnU-Net does by default
+    tile_step: float = 0.5
+    coarse_tile_step: float = 0.75
+    skip_beyond_mm: float | None = 10.0
+
+    @staticmethod
+    def named(tta: bool, fast: bool) -> Speed:
+        """From the command line's switches."""
+        return Speed(tta=False, tile_step=0.75) if fast else Speed(tta=tta)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The segmentation of one CT, in the axes and the place of what was handed in."""
+
+    loaded: LoadedCase
+    result: CascadeResult
+
+    @property
+    def labels(self) -> Array:
+        """KiTS labels in canonical axes: z, y, x, closest to RAS. For an array that was handed in: its own axes."""
+        return self.result.labels
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of the result should know."""
+        return (*self.loaded.warnings, *self.result.warnings)
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the labels in shape, affine, orientation and format of the input, under the case's own name."""
+        return write_result(self.loaded, self.labels, Path(folder))
+
+    def to_nibabel(self) -> Any:
+        """As a nibabel image on the input's grid."""
+        import nibabel as nib
+
+        volume = self.loaded.volume
+        return nib.Nifti1Image(np.ascontiguousarray(to_stored(volume, self.labels)), volume.stored.affine)
+
+    def to_sitk(self) -> Any:
+        """As a SimpleITK image on the input's grid."""
+        from kits_cascade.inference.itk import image_of
+
+        return image_of(self.loaded.volume, self.labels, self.loaded.grid)
+
+
+class Cascade:
+    """The whole cascade with its models loaded.
+
+    >>> cascade = Cascade("models.zip")
+    >>> cascade("ct.nii.gz").save("out")
+    """
+
+    def __init__(
+        self,
+        models: Path | str | CascadeModels | None = None,
+        *,
+        folds: Sequence[int | str] | None = None,
+        device: str = "auto",
+        options: CascadeOptions | None = None,
+        speed: Speed | None = None,
+        predictors: Predictors | None = None,
+        choose: Mapping[str, str] | None = None,
+    ) -> None:
+        """Load the models: by default those in nnUNet_results, else from a folder or zip of ``kits-cascade models export``.
+
+        ``predictors`` replaces the networks altogether (then nothing is loaded, and torch is not needed).
+        """
+        self.options = options or CascadeOptions()
+        self.speed = speed or Speed()
+        self.models: CascadeModels | None = None
+        if predictors is None:
+            self.models = _resolved(models, folds, choose)
+            predictors = load_networks(self.models, device, self.speed, self.options)
+        self.predictors = predictors
+
+    def __call__(self, image: Any, spacing: Spacing | None = None, *, report: Report = lambda _: None) -> Prediction:
+        """Segment a CT: a path, a nibabel or SimpleITK image, a :class:`Volume`, or a z, y, x array with its spacing."""
+        loaded = as_loaded(image, spacing)
+        return Prediction(loaded, self.run(loaded, report))
+
+    def run(self, loaded: LoadedCase, report: Report = lambda _: None) -> CascadeResult:
+        """Segment a case that is loaded."""
+        volume = loaded.volume
+        if loaded.air_only:
+            return CascadeResult(np.zeros(volume.shape, dtype=np.uint8))
+        return run_cascade(volume.array, volume.spacing, self.predictors, self.options, report)
+
+
+def _resolved(
+    models: Path | str | CascadeModels | None, folds: Sequence[int | str] | None, choose: Mapping[str, str] | None
+) -> CascadeModels:
+    from kits_cascade.inference.models import CascadeModels, resolve_models
+
+    if isinstance(models, CascadeModels):
+        return models
+    return resolve_models(None if models is None else Path(models), folds=folds, choose=choose)
+
+
+def load_networks(models: CascadeModels, device: str, speed: Speed, options: CascadeOptions) -> Predictors:
+    """The networks, ready to predict."""
+    from kits_cascade.inference.nnunet import NnunetPredictors, TileOptions
+
+    networks = NnunetPredictors(
+        models,
+        device,
+        coarse=TileOptions(speed.coarse_tile_step, mirror=False, skip_beyond_mm=None),
+        fine=TileOptions(speed.tile_step, speed.tta, speed.skip_beyond_mm),
+    )
+    networks.keep_probabilities = options.save_probabilities
+    return cast("Predictors", networks)
+
+
+def as_loaded(image: Any, spacing: Spacing | None = None) -> LoadedCase:
+    """Whatever a caller may have, as a loaded case."""
+    if isinstance(image, LoadedCase):
+        return image
+    if isinstance(image, str | Path):
+        return _one_case(Path(image))
+    if isinstance(image, Volume):
+        return _loaded(image)
+    if isinstance(image, np.ndarray):
+        return _loaded(_from_array(image, spacing))
+    if hasattr(image, "dataobj") and hasattr(image, "affine"):
+        return _loaded(volume_from_stored(np.asanyarray(image.dataobj), image.affine, _nifti_header(image)))
+    if hasattr(image, "GetDirection"):
+        from kits_cascade.inference.itk import volume_of
+
+        return _loaded(*volume_of(image, Path("image")))
+    raise UsageError(
+        f"a {type(image).__name__} cannot be segmented; needed is a path, a nibabel or SimpleITK image, or an array with spacing"
+    )
+
+
+def _one_case(path: Path) -> LoadedCase:
+    cases = find_cases(path)
+    if len(cases) != 1:
+        raise UsageError(f"{path}: {len(cases)} cases; call with one of them, or use kits-cascade predict for all")
+    return load_case(cases[0])
+
+
+def _loaded(volume: Volume, grid: Any = None) -> LoadedCase:
+    if volume.array.dtype == np.float64:
+        volume = volume.with_array(volume.array.astype(np.float32))
+    return judged(LoadedCase(InputCase("image", Path("image.nii.gz"), "nifti"), volume, grid))
+
+
+def _from_array(array: Array, spacing: Spacing | None) -> Volume:
+    if spacing is None:
+        raise UsageError("an array needs its spacing: (z, y, x) in mm")
+    if array.ndim != 3 or len(spacing) != 3 or min(spacing) <= 0:
+        raise UsageError(f"needed is a 3-D array and three positive spacings, not shape {array.shape} and {spacing}")
+    return volume_from_array(array, spacing=spacing)
+
+
+def _nifti_header(image: Any) -> Any:
+    import nibabel as nib
+
+    return image.header if isinstance(image.header, nib.Nifti1Header) else None

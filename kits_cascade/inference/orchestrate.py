@@ -1,0 +1,213 @@
+"""The cascade over one volume: coarse, regions, kidney, masses, painted, postprocessed. Knows neither torch nor nnU-Net.
+
+The networks come in as callables, so that tests run all of it with an oracle that answers from a phantom's truth.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol
+
+import numpy as np
+
+from kits_cascade.geometry import Box
+from kits_cascade.inference.postprocess import PostprocessOptions, postprocess
+from kits_cascade.inference.roi import merged, regions_of, sampled
+from kits_cascade.labels import CYST, KIDNEY, PAINT_ORDER, TUMOR
+from kits_cascade.stages import ROI_MARGIN_MM
+from kits_cascade.volume import Array, Spacing
+
+Report = Callable[[str], None]
+# Which label wins where two regions overlap: the one that is painted later.
+_RANK: Final = np.array([0, *(PAINT_ORDER.index(label) + 1 for label in (KIDNEY, TUMOR, CYST))], dtype=np.uint8)
+
+
+class RegionPredictor(Protocol):
+    """The fine stages in one region of interest; masks are of the region's own voxels."""
+
+    @property
+    def probabilities(self) -> dict[str, Array]:
+        """Per stage, where they were asked for."""
+
+    def kidney(self, near: Array | None) -> Array:
+        """Kidneys with their masses; ``near`` is where the coarse stage saw them."""
+
+    def masses(self, kidney: Array) -> tuple[Array, Array]:
+        """Masses, and tumours alone."""
+
+
+class Predictors(Protocol):
+    """The networks of the cascade."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time spent, by kind of work (``network``: the tiles alone)."""
+
+    def coarse(self, image: Array, spacing: Spacing) -> Array:
+        """Kidneys with their masses in the whole field of view, on a grid of any resolution."""
+
+    def region(self, image: Array, spacing: Spacing, box: Box) -> RegionPredictor:
+        """The fine stages in a region, whose voxels are given."""
+
+
+@dataclass(frozen=True)
+class CascadeOptions:
+    """What decides the result, besides the models."""
+
+    margin_mm: float = ROI_MARGIN_MM
+    on_empty: Literal["empty", "full"] = "empty"
+    postprocess: PostprocessOptions | None = field(default_factory=PostprocessOptions)  # None: leave all as predicted
+    save_probabilities: bool = False
+    keep_stages: bool = False
+
+
+@dataclass
+class CascadeResult:
+    """The labels of one volume, and how they came about."""
+
+    labels: Array
+    boxes: list[Box] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    coarse: Array | None = None  # on the coarse network's grid
+    unprocessed: Array | None = None  # labels before postprocessing
+    probabilities: list[dict[str, Array]] = field(default_factory=list)  # per box
+
+    @property
+    def bounds(self) -> Box | None:
+        """The box around all regions."""
+        whole = self.boxes[0] if self.boxes else None
+        for box in self.boxes[1:]:
+            whole = box if whole is None else whole.union(box)
+        return whole
+
+
+def paint(kidney: Array, masses: Array, tumor: Array) -> Array:
+    """KiTS labels in the challenge's order: out[K|M|T] = 1; out[M] = 3; out[T] = 2."""
+    labels = np.zeros(kidney.shape, dtype=np.uint8)
+    labels[kidney | masses | tumor] = KIDNEY
+    labels[masses] = CYST
+    labels[tumor] = TUMOR
+    return labels
+
+
+def paste(into: Array, box: Box, labels: Array) -> None:
+    """Labels of a region into the whole; where regions overlap, the label that is painted later wins."""
+    there = box.crop(into)
+    np.copyto(there, labels, where=_RANK[labels] > _RANK[there])
+
+
+class _Run:
+    """One volume on its way through the cascade."""
+
+    def __init__(
+        self, image: Array, spacing: Spacing, predictors: Predictors, options: CascadeOptions, report: Report
+    ) -> None:
+        self.image, self.spacing = image, spacing
+        self.predictors, self.options, self.report = predictors, options, report
+        self.result = CascadeResult(np.zeros(image.shape, dtype=np.uint8))
+        self.kidneys: list[tuple[Box, Array]] = []
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        self.report(name)
+        start = time.perf_counter()
+        yield
+        seconds = self.result.seconds
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def regions(self) -> list[Box]:
+        with self.step("coarse"):
+            coarse = self.predictors.coarse(self.image, self.spacing)
+            own = [s * n / m for s, n, m in zip(self.spacing, self.image.shape, coarse.shape, strict=True)]
+            boxes = regions_of(coarse, (own[0], own[1], own[2]), self.options.margin_mm)
+        self.result.coarse = coarse
+        if boxes:
+            return _on_volume(boxes, coarse.shape, self.image.shape)
+        if self.options.on_empty == "full":
+            self.result.warnings.append("the coarse stage found no kidney; the fine stages ran on the whole volume")
+            self.result.coarse = None
+            return [Box.full(self.image.shape)]
+        self.result.warnings.append(
+            "the coarse stage found no kidney: the segmentation is empty (--on-empty full looks everywhere)"
+        )
+        return []
+
+    def fine(self, box: Box) -> Box:
+        """Kidney and masses in a region; the region as it was in the end."""
+        coarse = self.result.coarse
+        near = None if coarse is None else sampled(coarse, box, self.image.shape)
+        with self.step("kidney"):
+            region = self.predictors.region(box.crop(self.image), self.spacing, box)
+            kidney = region.kidney(near)
+            if box.inner_faces_touched(kidney, self.image.shape):
+                box, region, kidney = self.redone(box, near, kidney)
+        with self.step("masses"):
+            # Without a kidney there is nothing that a mass could belong to.
+            masses, tumor = region.masses(kidney) if kidney.any() else (kidney, kidney)
+        if self.options.save_probabilities:
+            self.result.probabilities.append(region.probabilities)
+        paste(self.result.labels, box, paint(kidney, masses, tumor))
+        self.kidneys.append((box, kidney))
+        return box
+
+    def redone(self, box: Box, near: Array | None, kidney: Array) -> tuple[Box, RegionPredictor, Array]:
+        """The kidney in a larger box, once."""
+        larger = box.grown(self.options.margin_mm, self.spacing).clipped(self.image.shape)
+        self.result.notes.append(
+            "a kidney reached the border of its box: the box was grown, and the kidney stage redone"
+        )
+        wider = None
+        if near is not None and self.result.coarse is not None:
+            wider = sampled(self.result.coarse, larger, self.image.shape) != 0
+            box.shifted([-a for a in larger.start]).crop(wider)[kidney] = True
+        region = self.predictors.region(larger.crop(self.image), self.spacing, larger)
+        kidney = region.kidney(wider)
+        if larger.inner_faces_touched(kidney, self.image.shape):
+            self.result.warnings.append(
+                "a kidney reaches the border of its box, also of the grown one: look at this case"
+            )
+        return larger, region, kidney
+
+    def finish(self) -> None:
+        bounds = self.result.bounds
+        if self.options.keep_stages:
+            self.result.unprocessed = self.result.labels.copy()
+        if bounds is None or self.options.postprocess is None:
+            return
+        with self.step("postprocess"):
+            kidney = np.zeros(bounds.shape, dtype=bool)
+            for box, mask in self.kidneys:
+                inside = box.shifted([-a for a in bounds.start]).crop(kidney)
+                np.logical_or(inside, mask, out=inside)
+            labels = np.ascontiguousarray(bounds.crop(self.result.labels))
+            done = postprocess(labels, self.spacing, self.options.postprocess, kidney)
+            bounds.paste(self.result.labels, done.labels)
+        self.result.notes.extend(done.notes)
+
+
+def run_cascade(
+    image: Array,
+    spacing: Spacing,
+    predictors: Predictors,
+    options: CascadeOptions | None = None,
+    report: Report = lambda _: None,
+) -> CascadeResult:
+    """Segment one canonical CT volume (z, y, x)."""
+    before = dict(predictors.seconds)
+    run = _Run(image, spacing, predictors, options or CascadeOptions(), report)
+    for box in run.regions():
+        run.result.boxes.append(run.fine(box))
+    run.finish()
+    for kind, seconds in predictors.seconds.items():
+        run.result.seconds[kind] = seconds - before.get(kind, 0.0)
+    return run.result
+
+
+def _on_volume(boxes: list[Box], coarse: tuple[int, ...], shape: tuple[int, ...]) -> list[Box]:
+    """Boxes of the coarse grid in the voxels of the volume; rounding outwards must not make them overlap."""
+    return merged([box.on_grid(coarse, shape) for box in boxes])

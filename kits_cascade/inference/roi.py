@@ -1,0 +1,53 @@
+"""Where the fine stages look: boxes around the kidneys that the coarse stage found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kits_cascade.components import components, without_specks
+from kits_cascade.geometry import Box, roi_box
+from kits_cascade.volume import Array, Spacing
+
+
+def regions_of(mask: Array, spacing: Spacing, margin_mm: float) -> list[Box]:
+    """The boxes to work on, on the mask's own grid: one for each kidney where these lie well apart.
+
+    Boxes that share a voxel become one, and so do boxes whose common box is no larger than the two: so no voxel is worked
+    on twice, and never more voxels than in the one box around everything.
+    """
+    found = components(without_specks(mask, spacing))
+    boxes = [found.box(number).grown(margin_mm, spacing).clipped(mask.shape) for number in range(1, found.count + 1)]
+    whole = roi_box(found.labels, spacing, margin_mm)
+    apart = merged(boxes)
+    if whole is None or sum(box.size for box in apart) < whole.size:
+        return apart
+    return [whole]
+
+
+def merged(boxes: Sequence[Box]) -> list[Box]:
+    """Unite boxes until no two intersect, and none could be united without work on more voxels."""
+    done: list[Box] = []
+    for box in sorted(boxes, key=lambda b: b.start):
+        current = box
+        # The united box may reach others that it did not reach before, so start over until nothing joins.
+        while (other := next((b for b in done if _belong_together(b, current)), None)) is not None:
+            done.remove(other)
+            current = current.union(other)
+        done.append(current)
+    return sorted(done, key=lambda b: b.start)
+
+
+def _belong_together(first: Box, second: Box) -> bool:
+    return first.intersects(second) or first.union(second).size <= first.size + second.size
+
+
+def sampled(mask: Array, box: Box, shape: Sequence[int]) -> Array:
+    """A mask of the whole field of view, of any resolution, at the voxels of ``box`` in a grid of ``shape`` (nearest)."""
+    index = [
+        np.minimum(((np.arange(a, b) + 0.5) * (m / n)).astype(np.intp), m - 1)
+        for a, b, m, n in zip(box.start, box.stop, mask.shape, shape, strict=True)
+    ]
+    result: Array = mask[np.ix_(*index)]
+    return result
