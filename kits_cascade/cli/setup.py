@@ -81,3 +81,26 @@ def phantom(
                 out, count, seed, in_plane_mm=in_plane_mm, slice_mm=slice_mm, progress=progress
             )
     typer.echo(f"{len(folders)} cases in {out}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything that the demo makes.")] = Path("demo"),
+    cases: Annotated[int, typer.Option(min=5, help="Phantoms to learn from.")] = 18,
+    held_out: Annotated[int, typer.Option(min=1, help="Phantoms to be tested on.")] = 6,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs per network, instead of the demo's own.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda, cpu or mps.")] = "auto",
+) -> None:
+    """Run the whole mission from nothing: phantoms, training, prediction, scores, a picture. Minutes, without a GPU.
+
+    Run again, it goes on from where it was.
+    """
+    import time
+
+    from kits_cascade.cli import demo as whole
+
+    begin = time.monotonic()
+    plan = whole.Demo(out, cases, held_out, epochs, device)
+    scores = whole.run(plan, typer.echo)
+    for line in ("", *whole.summary(plan, scores, time.monotonic() - begin)):
+        typer.echo(line)

@@ -1,6 +1,6 @@
 """Short trainers for the demo: minutes on two CPU cores. They are nnU-Net's own training with another budget.
 
-A thousand epochs of SGD find the optimum of a real dataset; a few hundred steps on phantoms want an optimizer that moves at
+A thousand epochs of SGD find the optimum of a real dataset; a few hundred steps on phantoms want one that moves at
 once. Nothing else differs from the trainers that real data are trained with.
 """
 
