@@ -1,4 +1,7 @@
-"""Dataset 220 -> 222: the ROI around the kidneys, kidney and masses as one class. The options are those of derive-stages."""
+"""Dataset 220 -> 222: the ROI around the kidneys, kidney and masses as one class.
+
+The options are those of derive-stages.
+"""
 
 import sys
 

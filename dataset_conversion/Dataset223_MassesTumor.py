@@ -1,4 +1,7 @@
-"""Dataset 220 -> 223: the ROI with the kidney mask as second channel, cysts and tumours. The options are those of derive-stages."""
+"""Dataset 220 -> 223: the ROI with the kidney mask as second channel, cysts and tumours.
+
+The options are those of derive-stages.
+"""
 
 import sys
 

@@ -29,6 +29,55 @@ def _list_reasons(title: str, reasons: dict[str, str], style: str) -> None:
 
 
 @app.command()
+def download(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the cases; started again, it goes on there.")],
+    dataset: Annotated[str, typer.Option(help="kits23 (489 cases) or kits19 (its cases 0-209).")] = "kits23",
+    cases: Annotated[str | None, typer.Option(help="Only these cases, such as 0-19,400.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Files at a time.")] = 8,
+    uncompressed: Annotated[
+        bool, typer.Option("--uncompressed", help="Also unpack to .nii, which reads faster and takes more room.")
+    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all files again, known or not.")] = False,
+    revision: Annotated[str, typer.Option(help="Revision of the images' data set on Hugging Face.")] = "main",
+    masks_url: Annotated[str | None, typer.Option(help="Where the masks' case folders are, for a mirror.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds without a byte before trying again.")] = 30.0,
+    retries: Annotated[int, typer.Option(min=0, help="Attempts without progress before a file is given up.")] = 5,
+) -> None:
+    """Fetch KiTS: images from Hugging Face, masks from the challenge's repository, every file checked.
+
+    Needs the extra: pip install 'kits-cascade[download]'. Exit code 1 when a file could not be had, 2 when none could.
+    The variables of huggingface_hub count, such as HF_ENDPOINT and HF_TOKEN.
+    """
+    from kits_cascade.cli.transfer_bar import transfer_bar
+    from kits_cascade.data.download import MASKS_URL, Source, download_dataset
+    from kits_cascade.data.transfer import Patience
+
+    with transfer_bar("download") as changed:
+        report = download_dataset(
+            out,
+            dataset=dataset,
+            cases=cases,
+            workers=workers,
+            uncompressed=uncompressed,
+            verify=verify,
+            source=Source(revision=revision, masks_url=masks_url or MASKS_URL),
+            patience=Patience(stall_s=timeout, retries=retries),
+            changed=changed,
+        )
+    _list_reasons("not downloaded", report.failed, "bold red")
+    typer.echo(
+        f"{out}: {len(report.fetched)} files fetched ({report.bytes / 1e6:.1f} MB), "
+        f"{len(report.kept)} were right already, {len(report.failed)} missing"
+    )
+    if report.failed:
+        typer.echo("Run the same command again to fetch what is missing.")
+    if dataset == "kits19":
+        typer.echo("The masks are KiTS23's; with convert --drop-cyst, cysts count as kidney as in KiTS19.")
+    typer.echo("Data licence: CC BY-NC-SA 4.0, Heller et al.; see https://kits-challenge.org")
+    raise typer.Exit(report.exit_code)
+
+
+@app.command()
 def convert(
     source: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder with case_00000, ...: KiTS19, KiTS21 or KiTS23 layout.")
@@ -148,6 +197,48 @@ def derive_stages(
     for note in report.notes:
         typer.echo(f"  note: {note}")
     raise typer.Exit(1 if report.failed else 0)
+
+
+@app.command()
+def plan(
+    preset: Annotated[
+        str, typer.Option(help="default, resenc-l, demo, or the path of a JSON overlay of your own.")
+    ] = "default",
+    gpu_memory: Annotated[
+        int | None, typer.Option(metavar="GB", help="Size of the default preset: 8 (the default), 24 or 40.")
+    ] = None,
+    stages: _Stages = "221,222,223",
+    verify: Annotated[bool, typer.Option(help="Run nnU-Net's integrity checks on every case.")] = True,
+    preprocess: Annotated[bool, typer.Option(help="Preprocess the cases, too.")] = True,
+    jobs: _Jobs = None,
+    nnunet_dir: _NnunetDir = None,
+) -> None:
+    """Fingerprint, plans and preprocessing of the stages by nnU-Net's own code, ready for nnUNetv2_train.
+
+    What is there and unchanged is kept: a second run takes up where the first stopped.
+    """
+    from kits_cascade.data.plans import plan_stages
+    from kits_cascade.environment import nnunet_folders
+
+    with progress_bar("plan") as progress:
+        report = plan_stages(
+            nnunet_folders(nnunet_dir),
+            preset=preset,
+            gpu_memory_gb=gpu_memory,
+            stages=stages.split(","),
+            jobs=jobs,
+            verify=verify,
+            preprocess=preprocess,
+            progress=lambda what, done, total, case: progress(done, total, f"{what} {case}"),
+        )
+    for key, path in report.plans.items():
+        made, kept = report.preprocessed.get(key, 0), report.unchanged.get(key, 0)
+        typer.echo(f"{path}\n  preprocessed: {made}, there already: {kept}")
+    for note in report.notes:
+        typer.echo(f"  note: {note}")
+    typer.echo("train with kits-cascade train, or with nnU-Net's own commands:")
+    for command in report.commands:
+        typer.echo(f"  {command}")
 
 
 # --- end of derive-stages, plan --------------------------------------------------------------------------------------
