@@ -14,7 +14,7 @@ from kits_cascade import labels as kits
 from kits_cascade.data.layouts import KitsCase, contrast_phase
 from kits_cascade.errors import CaseError, DatasetError, FileFormatError, GeometryError, KitsCascadeError
 from kits_cascade.files import atomic_path
-from kits_cascade.volume import Array, Volume, check_finite, read_labels, read_volume
+from kits_cascade.volume import Array, Volume, check_finite, read_labels, read_volume, reading
 
 AFFINE_TOLERANCE: Final = 1e-3  # summed over the matrix, as in the challenge's own check of submissions
 _CHUNK: Final = 1 << 20
@@ -128,5 +128,17 @@ def _pack(source: Path, target: Path) -> None:
 
 def unpack(source: Path, target: Path) -> None:
     """The uncompressed file, checked by gzip's own checksum on the way."""
-    with igzip.open(source, "rb") as stream, atomic_path(target) as temporary, temporary.open("wb") as plain:
+    with (
+        reading(source),
+        igzip.open(source, "rb") as stream,
+        atomic_path(target) as temporary,
+        temporary.open("wb") as plain,
+    ):
         shutil.copyfileobj(stream, plain, _CHUNK)
+
+
+def check_gzip(path: Path) -> None:
+    """Read a compressed file to its end, where its checksum is."""
+    with reading(path), igzip.open(path, "rb") as stream:
+        while stream.read(_CHUNK):
+            pass
