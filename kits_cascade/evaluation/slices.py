@@ -39,14 +39,15 @@ class Plane:
 
     @property
     def _any(self) -> Array:
-        return cast("Array", next(a for a in (self.image, self.truth, self.prediction) if a is not None))
+        return next(a for a in (self.image, self.truth, self.prediction) if a is not None)
 
 
 def window(image: Array, limits: tuple[float, float] = WINDOW_HU) -> Array:
     """Grey levels 0..255 of CT numbers."""
     low, high = limits
     values = np.nan_to_num(image.astype(np.float32), nan=low, posinf=high, neginf=low)
-    return np.clip((values - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
+    levels: Array = np.clip((values - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
+    return levels
 
 
 def focus(*label_maps: Array | None) -> tuple[int, int, int] | None:

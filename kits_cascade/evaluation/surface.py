@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import numpy as np
 from scipy.spatial import KDTree
@@ -182,7 +182,8 @@ class SurfaceDistances:
 def _percentile(distances: Array, areas: Array, percent: float) -> float:
     if percent >= 100:
         return float(distances.max())
-    order = np.argsort(distances, kind="stable")
-    share: Any = np.cumsum(areas[order])
-    place = int(np.searchsorted(share / share[-1], percent / 100))
+    # Sorted and summed as the package does it, so that rounding falls alike where a step meets the percentile.
+    order = np.lexsort((areas, distances))
+    share = np.cumsum(areas[order]) / np.sum(areas[order])
+    place = int(np.searchsorted(share, percent / 100))
     return float(distances[order[min(place, len(order) - 1)]])
