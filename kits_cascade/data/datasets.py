@@ -104,17 +104,18 @@ def check_id(folders: NnunetFolders, stage: Stage) -> None:
         )
 
 
-def find_predictions(folder: Path | None, cases: Iterable[str], ending: str) -> dict[str, Path]:
-    """The prediction of each case in a folder, or in the fold_X/validation folders of a trained model."""
+def find_predictions(
+    folder: Path | None, cases: Iterable[str], ending: str, fold_of: Mapping[str, int] | None = None
+) -> dict[str, Path]:
+    """The prediction of each case: in a folder, or out of fold in the fold_X/validation folders of a trained model.
+
+    ``fold_of`` says which fold validates a case; the folds that were trained with it, and fold_all, do not count.
+    """
     if folder is None:
         return {}
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder; predictions are a folder with one file for each case")
-    # fold_all has seen all cases: what it says of them is not out of fold.
-    places = [folder, *sorted(folder.glob("fold_[0-9]*/validation"))]
-    found = {
-        case: next((p / f"{case}{ending}" for p in places if (p / f"{case}{ending}").is_file()), None) for case in cases
-    }
+    found = {case: _prediction(folder, case, ending, fold_of) for case in cases}
     missing = [case for case, path in found.items() if path is None]
     if missing:
         shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
@@ -123,6 +124,15 @@ def find_predictions(folder: Path | None, cases: Iterable[str], ending: str) -> 
             "folds that are missing), or derive without predictions: the labels are used then"
         )
     return {case: path for case, path in found.items() if path is not None}
+
+
+def _prediction(folder: Path, case: str, ending: str, fold_of: Mapping[str, int] | None) -> Path | None:
+    if fold_of is None:
+        folds = sorted(folder.glob("fold_[0-9]*"))
+    else:
+        folds = [folder / f"fold_{fold_of[case]}"] if case in fold_of else []
+    candidates = (place / f"{case}{ending}" for place in [folder, *(fold / "validation" for fold in folds)])
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def select_stages(selection: StageSelection | None = None) -> tuple[Stage, ...]:

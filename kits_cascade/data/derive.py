@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from kits_cascade.data.datasets import (
     ROI_FILE,
+    SPLITS_FILE,
     RawDataset,
     StageSelection,
     check_id,
@@ -23,7 +24,7 @@ from kits_cascade.data.datasets import (
 )
 from kits_cascade.data.derive_case import JITTER_MM, CaseTask, DeriveOptions, case_files, derive_case, file_signature
 from kits_cascade.data.layouts import contrast_phase
-from kits_cascade.data.splits import CaseTraits, share_splits
+from kits_cascade.data.splits import CaseTraits, out_of_fold, read_splits, share_splits
 from kits_cascade.environment import NnunetFolders
 from kits_cascade.errors import DatasetError, UsageError
 from kits_cascade.files import read_json, sweep_temporary, write_json
@@ -94,9 +95,11 @@ def derive_stages(
     if not cases:
         raise DatasetError(f"{source.folder} has no training cases in imagesTr; {_REMEDY_SOURCE}")
     options = DeriveOptions(margin_mm, JITTER_MM, seed, coarse_predictions is not None, kidney_predictions is not None)
-    coarse = find_predictions(coarse_predictions, cases, source.ending) if _any_cropped(chosen) else {}
+    splits = read_splits(source.folder / SPLITS_FILE)
+    fold_of = None if splits is None else out_of_fold(splits)
     with_kidney = any(stage.key == _MASSES for stage in chosen)
-    kidney = find_predictions(kidney_predictions, cases, source.ending) if with_kidney else {}
+    coarse = find_predictions(coarse_predictions, cases, source.ending, fold_of) if _any_cropped(chosen) else {}
+    kidney = find_predictions(kidney_predictions, cases, source.ending, fold_of) if with_kidney else {}
     targets = {stage.key: _open_target(folders, stage, options.to_json(stage.key), overwrite) for stage in chosen}
 
     report = DeriveReport(chosen, {key: target.folder for key, target in targets.items()})
