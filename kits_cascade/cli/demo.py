@@ -16,7 +16,7 @@ from kits_cascade.errors import KitsCascadeError
 from kits_cascade.files import read_json
 from kits_cascade.labels import REGION_NAMES
 
-TRAINERS: Final = {"coarse": "DemoTrainer", "kidney": "DemoSurfaceLossTrainer", "masses": "DemoSurfaceLossTrainer"}
+_TRAINERS: Final = {"coarse": "DemoTrainer", "kidney": "DemoSurfaceLossTrainer", "masses": "DemoSurfaceLossTrainer"}
 Say = Callable[[str], None]
 
 
@@ -33,8 +33,8 @@ class Demo:
     root: Path
     cases: int = 18
     held_out: int = 6
-    epochs: int | None = None  # None: the demo trainers' own budget
-    device: str = "auto"
+    quick: bool = False  # a few training steps only
+    device: str = "cpu"
 
     @property
     def truth(self) -> Path:
@@ -59,8 +59,9 @@ class Demo:
     def steps(self) -> list[tuple[str, list[str]]]:
         """Title and command of each step."""
         train, nnunet = self.root / "phantoms", ["--nnunet-dir", str(self.root / "nnunet")]
-        trainers = [word for stage, name in TRAINERS.items() for word in ("--trainer", f"{stage}={name}")]
-        epochs = [] if self.epochs is None else ["--epochs", str(self.epochs)]
+        kind = "DemoQuick" if self.quick else "Demo"
+        trainers = [w for s, name in _TRAINERS.items() for w in ("--trainer", f"{s}={name.replace('Demo', kind)}")]
+        device = ["--device", self.device]
         p, t = str(self.predictions), str(self.truth)
         return [
             ("Phantoms to learn from", ["phantom", "-o", str(train), "-n", str(self.cases), "--seed", "0"]),
@@ -92,6 +93,13 @@ class Demo:
             ("Scores", ["evaluate", "-p", p, "-g", t, "-o", str(self.scores)]),
             ("Report", ["report", p, "-g", t, "-i", t]),
         ]
+
+
+def best_device() -> str:
+    """A GPU where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def run(demo: Demo, say: Say) -> dict[str, float]:

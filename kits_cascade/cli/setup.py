@@ -88,7 +88,9 @@ def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything that the demo makes.")] = Path("demo"),
     cases: Annotated[int, typer.Option(min=5, help="Phantoms to learn from.")] = 18,
     held_out: Annotated[int, typer.Option(min=1, help="Phantoms to be tested on.")] = 6,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs per network, instead of the demo's own.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few training steps only: shows that all runs; the scores mean nothing.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cuda, cpu or mps.")] = "auto",
 ) -> None:
     """Run the whole mission from nothing: phantoms, training, prediction, scores, a picture. Minutes, without a GPU.
@@ -100,7 +102,7 @@ def demo(
     from kits_cascade.cli import demo as whole
 
     begin = time.monotonic()
-    plan = whole.Demo(out, cases, held_out, epochs, device)
+    plan = whole.Demo(out, cases, held_out, quick, whole.best_device() if device == "auto" else device)
     scores = whole.run(plan, typer.echo)
     for line in ("", *whole.summary(plan, scores, time.monotonic() - begin)):
         typer.echo(line)

@@ -38,4 +38,19 @@ class DemoSurfaceLossTrainer(_Short, SurfaceLossTrainer):
     options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 10}
 
 
-__all__ = ["DemoSurfaceLossTrainer", "DemoTrainer"]
+_QUICK: Final = {"num_iterations_per_epoch": 8, "num_val_iterations_per_epoch": 1, "num_epochs": 1}
+
+
+class DemoQuickTrainer(DemoTrainer):
+    """A few steps: shows that everything runs."""
+
+    options: ClassVar[dict[str, Any]] = _QUICK
+
+
+class DemoQuickSurfaceLossTrainer(DemoSurfaceLossTrainer):
+    """A few steps: shows that everything runs."""
+
+    options: ClassVar[dict[str, Any]] = _QUICK
+
+
+__all__ = ["DemoQuickSurfaceLossTrainer", "DemoQuickTrainer", "DemoSurfaceLossTrainer", "DemoTrainer"]
