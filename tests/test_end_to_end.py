@@ -1,4 +1,4 @@
-"""From nothing to scores through nnU-Net's own commands, with a few training steps: everything runs, resumes and is there."""
+"""From nothing to scores through nnU-Net's own commands, with a few training steps: all runs and resumes."""
 
 import json
 import os

@@ -71,25 +71,9 @@ class Demo:
             ("Plans and preprocessing", ["plan", "--preset", "demo", *nnunet]),
             (
                 "Three small networks, trained by nnU-Net",
-                [
-                    "train",
-                    "--preset",
-                    "demo",
-                    "--folds",
-                    "0",
-                    "--oof",
-                    "never",
-                    "--device",
-                    self.device,
-                    *epochs,
-                    *trainers,
-                    *nnunet,
-                ],
+                ["train", "--preset", "demo", "--folds", "0", "--oof", "never", *device, *trainers, *nnunet],
             ),
-            (
-                "The cascade on the held-out phantoms",
-                ["predict", "-i", t, "-o", p, "--no-tta", "--device", self.device, *nnunet],
-            ),
+            ("The cascade on the held-out phantoms", ["predict", "-i", t, "-o", p, "--no-tta", *device, *nnunet]),
             ("Scores", ["evaluate", "-p", p, "-g", t, "-o", str(self.scores)]),
             ("Report", ["report", p, "-g", t, "-i", t]),
         ]

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Final
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
-from kits_cascade.training.trainers import KitsTrainer, SurfaceLossTrainer
+from kits_cascade.training.base import KitsTrainer
+from kits_cascade.training.trainers import SurfaceLossTrainer
 
 _BUDGET: Final = {"num_iterations_per_epoch": 50, "num_val_iterations_per_epoch": 4, "save_every": 2}
 
