@@ -227,3 +227,31 @@ def submission(
         raise typer.Exit(1)
     write_zip(check, out)
     typer.echo(f"{out}: {len(check.files)} predictions, {out.stat().st_size / 1e6:.1f} MB, ready for submission")
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(help="Folder of predictions, such as kits-cascade predict leaves.")],
+    truth: Annotated[
+        Path | None, typer.Option("-g", "--truth", help="The truth: scores the predictions, and outlines both.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("-i", "--images", help="The images; where run.json says when not given.")
+    ] = None,
+    panels: Annotated[int, typer.Option(min=0, help="PNG files of so many cases, the worst ones.")] = 6,
+    jobs: _Jobs = None,
+) -> None:
+    """Write report.html, one page with scores, distributions and pictures that needs no network, and PNG files."""
+    from kits_cascade.cli.app import errors
+    from kits_cascade.evaluation.report import build_report
+
+    with progress_bar("report") as progress:
+        written = build_report(out, truth, images, panels=panels, jobs=jobs, progress=progress)
+    for failure in written.failures:
+        errors.print("not shown:", failure, style="bold red", markup=False)
+    if written.scores is not None:
+        _print_findings(written.scores.findings)
+    megabytes = written.page.stat().st_size / 1e6
+    typer.echo(f"{written.page}: {megabytes:.1f} MB; {len(written.pictures)} PNG files in {out / 'report'}")
+    if written.failures or (written.scores is not None and written.scores.errors):
+        raise typer.Exit(1)

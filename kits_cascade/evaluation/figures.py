@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from kits_cascade.evaluation.lesions import summarise_lesions
 from kits_cascade.evaluation.slices import Plane, outlines, planes
 from kits_cascade.files import atomic_path
-from kits_cascade.labels import CYST, KIDNEY, LABEL_NAMES, TUMOR
+from kits_cascade.labels import CYST, KIDNEY, LABEL_NAMES, REGIONS, TUMOR
 from kits_cascade.volume import Volume
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from kits_cascade.evaluation.score import ScoreTable
+
 # Okabe and Ito's colours: told apart with any colour vision.
 LABEL_COLORS: Final = {KIDNEY: "#56B4E9", TUMOR: "#D55E00", CYST: "#F0E442"}
-TRUTH_COLOR: Final = "#56B4E9"
-PREDICTION_COLOR: Final = "#E69F00"
 _INK: Final = "#1b1f24"
 _GREY: Final = "#6a737d"
 _DPI: Final = 200
@@ -109,3 +110,55 @@ def _save(figure: Any, path: Path) -> None:
     with atomic_path(path) as temporary:
         # No software version inside: the same scores give the same bytes.
         figure.savefig(temporary, dpi=_DPI, format="png", metadata={"Software": None})
+
+
+def distributions(scores: ScoreTable, out_png: Path) -> None:
+    """Dice and surface Dice per region, as boxes with a dot per case."""
+    figure = _figure(7.2, 3.2)
+    rng = np.random.default_rng(0)
+    for index, (metric, title) in enumerate((("dice", "Dice"), ("surface_dice", "Surface Dice"))):
+        axes = figure.add_subplot(1, 2, index + 1)
+        columns = [[case.scores[region.name][metric] for case in scores.cases] for region in REGIONS]
+        axes.boxplot(
+            columns, widths=0.5, showfliers=False, patch_artist=True,
+            boxprops={"facecolor": "#e8f1f8", "edgecolor": _INK, "linewidth": 0.8},
+            medianprops={"color": "#0072B2", "linewidth": 1.6}, whiskerprops={"color": _INK, "linewidth": 0.8},
+            capprops={"color": _INK, "linewidth": 0.8},
+        )  # fmt: skip
+        for place, column in enumerate(columns, start=1):
+            spread = place + rng.uniform(-0.16, 0.16, len(column))
+            axes.plot(spread, column, "o", color="#0072B2", markersize=2.6, alpha=0.55, markeredgewidth=0)
+        axes.set_xticks(range(1, len(REGIONS) + 1), [region.title for region in REGIONS], fontsize=8)
+        axes.set_ylim(-0.03, 1.03)
+        _plain(axes, title)
+    figure.subplots_adjust(left=0.06, right=0.99, top=0.9, bottom=0.1, wspace=0.18)
+    _save(figure, out_png)
+
+
+def detection(scores: ScoreTable, out_png: Path) -> None:
+    """Share of lesions found by size, with Wilson intervals."""
+    figure = _figure(7.2, 3.0)
+    summary = summarise_lesions([case.lesions for case in scores.cases])
+    for index, (kind, content) in enumerate(summary.items()):
+        axes = figure.add_subplot(1, 2, index + 1)
+        bands = {name: row for name, row in content["bands"].items() if row["truth"]}
+        for place, row in enumerate(bands.values()):
+            rate = row["sensitivity"]
+            axes.plot((place, place), (rate["low"], rate["high"]), color=_GREY, linewidth=1.2)
+            axes.plot(place, rate["value"], "o", color="#0072B2", markersize=5)
+            axes.text(place, -0.17, f"n = {row['truth']}", fontsize=7, color=_GREY, ha="center", clip_on=False)
+        axes.set_xticks(range(len(bands)), list(bands), fontsize=7)
+        axes.set_xlim(-0.6, max(len(bands), 1) - 0.4)
+        axes.set_ylim(-0.03, 1.03)
+        _plain(axes, f"{kind.capitalize()}s found, by diameter")
+    figure.subplots_adjust(left=0.06, right=0.99, top=0.9, bottom=0.17, wspace=0.16)
+    _save(figure, out_png)
+
+
+def _plain(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left", color=_INK, weight="bold")
+    axes.tick_params(labelsize=8, colors=_INK, length=0)
+    axes.grid(axis="y", color="#d8dee4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,256 @@
+"""A folder of predictions as one self-contained page, with PNG files for a paper beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from kits_cascade import __version__
+from kits_cascade.errors import DatasetError
+from kits_cascade.evaluation import figures
+from kits_cascade.evaluation.cases import nifti_files, truth_files
+from kits_cascade.evaluation.metrics import METRICS, TARGETS
+from kits_cascade.evaluation.pictures import CasePicture, PictureTask, draw_case
+from kits_cascade.evaluation.score import FULL_JSON, CaseScore, ScoreTable, evaluate_folder
+from kits_cascade.files import read_json, write_text
+from kits_cascade.inference.inputs import find_cases
+from kits_cascade.inference.itk import is_itk
+from kits_cascade.inference.manifest import RUN_JSON
+from kits_cascade.labels import LABEL_NAMES, REGIONS
+from kits_cascade.parallel import Progress, run_cases
+from kits_cascade.volume import case_name
+
+REPORT_HTML: Final = "report.html"
+FIGURES_FOLDER: Final = "report"
+_STRIP_METRICS: Final = (("dice", "Dice"), ("surface_dice", "Surface Dice"))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written."""
+
+    page: Path
+    pictures: tuple[Path, ...]
+    scores: ScoreTable | None
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Values of all cases on one axis, as a box plot with a dot per case."""
+
+    title: str
+    unit: str
+    low: float
+    high: float
+    values: tuple[tuple[str, float], ...]  # case, value
+    quartiles: tuple[float, float, float]
+    whiskers: tuple[float, float]
+
+    @staticmethod
+    def of(title: str, values: Mapping[str, float], unit: str = "", high: float | None = None) -> Strip:
+        """Tukey's box: whiskers reach the last value within 1.5 box lengths."""
+        known = {case: value for case, value in values.items() if np.isfinite(value)}
+        array = np.array(list(known.values()) or [0.0])
+        q1, q2, q3 = (float(q) for q in np.percentile(array, (25, 50, 75)))
+        reach = 1.5 * (q3 - q1)
+        inside = array[(array >= q1 - reach) & (array <= q3 + reach)]
+        top = high if high is not None else max(float(array.max()) * 1.05, 1e-3)
+        ends = float(inside.min()), float(inside.max())
+        return Strip(title, unit, 0.0, top, tuple(known.items()), (q1, q2, q3), ends)
+
+    def place(self, value: float) -> float:
+        """Per cent of the axis."""
+        return round(100 * (value - self.low) / (self.high - self.low), 2)
+
+
+def build_report(
+    out: Path,
+    truth: Path | None = None,
+    images: Path | None = None,
+    *,
+    panels: int = 6,
+    jobs: int | None = 1,
+    progress: Progress | None = None,
+) -> Report:
+    """Write ``out``/report.html, and PNG files into ``out``/report, for the predictions in ``out``.
+
+    With ``truth`` the predictions are scored first; without it, an evaluation.json in the folder gives the scores.
+    """
+    predictions = prediction_files(out)
+    run = _run(out)
+    scores = _scores(out, truth, jobs, progress)
+    order = _order(predictions, scores)
+    drawn, failures = _draw(out, predictions, order, run, truth, images, panels, jobs, progress)
+    rendered = _render(out, order, drawn, scores, run, failures)
+    write_text(out / REPORT_HTML, rendered)
+    pngs = sorted((out / FIGURES_FOLDER).glob("*.png")) if scores is None else _figures(out, scores)
+    return Report(out / REPORT_HTML, tuple(pngs), scores, tuple(failures))
+
+
+def prediction_files(out: Path) -> dict[str, Path]:
+    """The label files of a folder by case; where two claim a case, the first is shown."""
+    found = {case: paths[0] for case, paths in nifti_files(out).items()}
+    for path in sorted(out.iterdir()):
+        if is_itk(path) and path.is_file() and not path.name.startswith("."):
+            found.setdefault(case_name(path), path)
+    if not found:
+        raise DatasetError(f"{out}: no predictions (*.nii.gz, *.nii) in this folder")
+    return found
+
+
+def _run(out: Path) -> dict[str, Any]:
+    """run.json where kits-cascade predict has left one; another program's folder has none."""
+    try:
+        content = read_json(out / RUN_JSON)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _scores(out: Path, truth: Path | None, jobs: int | None, progress: Progress | None) -> ScoreTable | None:
+    if truth is not None:
+        table = evaluate_folder(out, truth, out, jobs=jobs, progress=progress)
+        return table if table.cases or table.findings else None
+    return ScoreTable.read(out / FULL_JSON) if (out / FULL_JSON).is_file() else None
+
+
+def _order(predictions: Mapping[str, Path], scores: ScoreTable | None) -> list[str]:
+    """Worst first; cases without a score after them."""
+    scored = [case.case for case in scores.worst_first if case.case in predictions] if scores else []
+    return scored + sorted(predictions.keys() - set(scored))
+
+
+def _draw(
+    out: Path,
+    predictions: Mapping[str, Path],
+    order: Sequence[str],
+    run: Mapping[str, Any],
+    truth: Path | None,
+    images: Path | None,
+    panels: int,
+    jobs: int | None,
+    progress: Progress | None,
+) -> tuple[dict[str, CasePicture], list[str]]:
+    truths = {case: paths[0] for case, paths in truth_files(truth).items()} if truth else {}
+    image_paths = {case.name: case.path for case in find_cases(images)} if images else _inputs(out, run)
+    tasks = []
+    for index, case in enumerate(order):
+        panel = out / FIGURES_FOLDER / f"{case}.png" if index < panels else None
+        tasks.append((case, PictureTask(case, predictions[case], truths.get(case), image_paths.get(case), panel)))
+    drawn, failures = {}, []
+    for outcome in run_cases(draw_case, tasks, jobs=jobs, progress=progress):
+        if outcome.result is None:
+            failures.append(f"{outcome.name}: {outcome.failure}")
+        else:
+            drawn[outcome.name] = outcome.result
+    return drawn, sorted(failures)
+
+
+def _inputs(out: Path, run: Mapping[str, Any]) -> dict[str, Path]:
+    """Where run.json says that the images were."""
+    found = {}
+    for case, record in dict(run.get("cases", {})).items():
+        path = Path(str(record.get("input", "")))
+        places = (path, out / path) if str(path) != "." else ()
+        existing = next((place for place in places if place.exists()), None)
+        if existing is not None:
+            found[case] = existing
+    return found
+
+
+def _figures(out: Path, scores: ScoreTable) -> list[Path]:
+    folder = out / FIGURES_FOLDER
+    if scores.cases:
+        figures.distributions(scores, folder / "distributions.png")
+        figures.detection(scores, folder / "lesions.png")
+    return sorted(folder.glob("*.png"))
+
+
+def _render(
+    out: Path,
+    order: Sequence[str],
+    drawn: Mapping[str, CasePicture],
+    scores: ScoreTable | None,
+    run: Mapping[str, Any],
+    failures: Sequence[str],
+) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("kits_cascade.evaluation"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    by_case: dict[str, CaseScore] = {case.case: case for case in scores.cases} if scores else {}
+    environment.filters.update(number=_number, interval=_interval, percent=_percent)
+    return environment.get_template("report.html").render(
+        title=out.resolve().name,
+        version=__version__,
+        run=_about(run),
+        failed=_failed(run),
+        scores=scores if by_case else None,
+        summary=scores.summary() if scores and by_case else None,
+        findings=scores.findings if scores else (),
+        failures=failures,
+        cases=[{"name": name, "score": by_case.get(name), "picture": drawn.get(name)} for name in order],
+        strips=_strips(order, drawn, by_case),
+        regions=REGIONS,
+        targets=TARGETS,
+        metrics=METRICS,
+        has_truth=any(plane.truth for picture in drawn.values() for plane in picture.planes),
+    )
+
+
+def _about(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The run in words, from run.json."""
+    models = [str(m.get("name") or m.get("path") or m.get("stage") or "") for m in run.get("models", [])]
+    options = ", ".join(f"{key} {value}" for key, value in dict(run.get("options", {})).items() if value is not None)
+    versions = ", ".join(f"{name} {version}" for name, version in dict(run.get("versions", {})).items())
+    seconds = [sum(r.get("seconds", {}).values()) for r in dict(run.get("cases", {})).values() if r.get("seconds")]
+    rows = [
+        ("Started", str(run.get("started", ""))),
+        ("Device", str(run.get("device", ""))),
+        ("Models", ", ".join(filter(None, models))),
+        ("Options", options),
+        ("Time per case", f"{np.mean(seconds):.1f} s on average, {max(seconds):.1f} s at most" if seconds else ""),
+        ("Versions", versions),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _failed(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    records = dict(run.get("cases", {})).items()
+    return [(case, str(record.get("reason", ""))) for case, record in records if record.get("status") == "failed"]
+
+
+def _strips(
+    order: Sequence[str], drawn: Mapping[str, CasePicture], by_case: Mapping[str, CaseScore]
+) -> list[tuple[str, list[Strip]]]:
+    """Scores per region where there are any; predicted volumes otherwise."""
+    if by_case:
+        return [
+            (title, [
+                Strip.of(r.title, {c: s.scores[r.name][metric] for c, s in by_case.items()}, high=1.0) for r in REGIONS
+            ])
+            for metric, title in _STRIP_METRICS
+        ]  # fmt: skip
+    volumes = {name: {c: drawn[c].volumes_ml[name] for c in order if c in drawn} for name in LABEL_NAMES.values()}
+    return [("Predicted volume", [Strip.of(name.capitalize(), v, " mL") for name, v in volumes.items()])]
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _interval(row: Mapping[str, Any], digits: int = 3) -> str:
+    if row["low"] is None:
+        return ""
+    return f"{row['low']:.{digits}f} – {row['high']:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0%}"
