@@ -130,6 +130,30 @@ def convert(
     raise typer.Exit(report.exit_code)
 
 
+@app.command()
+def stats(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="KiTS folder, or a dataset in nnU-Net's raw format.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the tables and pictures.")],
+    jobs: _Jobs = None,
+) -> None:
+    """Write what people look at first, as CSV and as pictures.
+
+    Slice counts, spacings, HU histogram, class proportions per volume and per slice, lesion sizes. Exit code 1 when a
+    case could not be read.
+    """
+    from kits_cascade.data.figures import write_figures
+    from kits_cascade.data.stats import collect_stats, write_tables
+
+    with progress_bar("stats") as progress:
+        report = collect_stats(source, jobs=jobs, progress=progress)
+    written = [*write_tables(report, out), *write_figures(report, out)]
+    _list_reasons("left out", report.bad, "bold red")
+    typer.echo(f"{len(report.cases)} cases: {', '.join(path.name for path in written)} in {out}")
+    if report.without_image:
+        typer.echo(f"  note: {report.without_image} cases have no image; they count in all but the HU")
+    raise typer.Exit(report.exit_code)
+
+
 # --- end of download, convert, stats ----------------------------------------------------------------------------------
 
 # --- derive-stages, plan ---------------------------------------------------------------------------------------------

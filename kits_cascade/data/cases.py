@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,8 +37,17 @@ def read_case(case: KitsCase) -> tuple[Volume, Volume]:
 
 def label_counts(label: Array) -> Array:
     """Voxels of each label value, 0 to 255."""
-    # Slice by slice: bincount makes an array of 64-bit integers from what it gets.
-    return sum((np.bincount(part.ravel(order="K"), minlength=256) for part in label), np.zeros(256, dtype=np.int64))
+    counts = np.zeros(256, dtype=np.int64)
+    for part in along_memory(label):
+        counts += np.bincount(part[part > 0], minlength=256)
+    counts[0] = label.size - counts.sum()
+    return counts
+
+
+def along_memory(array: Array) -> Iterator[Array]:
+    """The planes of an array across its slowest axis in memory: each is one piece, whatever the axis order."""
+    slowest = max(range(array.ndim), key=lambda axis: abs(array.strides[axis]))
+    return iter(np.moveaxis(array, slowest, 0))
 
 
 def check_label_values(label: Volume) -> Array:
