@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -71,11 +71,12 @@ def postprocess(
     if box is None:
         return PostprocessResult(result, ())
     part = box.crop(result)  # a view: what is changed in it is changed in the result
-    notes = _only_at_kidneys(part, spacing, options)
+    notes: list[str] = []
     if options.small_lesions:
         inside = None if kidney is None else box.crop(kidney)
         for label in (TUMOR, CYST):
             notes += _small_lesions(part, spacing, options, label, inside)
+    notes += _only_at_kidneys(part, spacing, options)
     return PostprocessResult(result, tuple(notes))
 
 
@@ -94,23 +95,41 @@ def _only_at_kidneys(labels: Array, spacing: Spacing, options: PostprocessOption
     kidneys[np.argmax(np.where(with_kidney, voxels, 0) if with_kidney.any() else voxels)] = True
     if not options.small_kidneys:
         kidneys |= with_kidney
-    strays = np.flatnonzero(~kidneys) + 1
-    if not len(strays):
+    table = np.concatenate([[False], ~kidneys])  # the background is component 0
+    strays = _Voxels.of(table[found.labels], labels, found.labels)
+    if not len(strays.labels):
         return []
-    near = _near(found, kidneys, strays, spacing, options.touch_mm)
-    return _remove_strays(labels, found, strays, near, options, voxel)
+    near = _near(found, np.concatenate([[False], kidneys]), strays, spacing, options.touch_mm)
+    return _remove_strays(labels, strays, near, options, voxel)
 
 
-def _near(found: Components, kidneys: Array, strays: Array, spacing: Spacing, reach_mm: float) -> set[int]:
-    """The strays with a voxel within reach of a kidney."""
-    near = set()
-    table = np.concatenate([[False], kidneys])
-    for number, box in found_boxes(found, strays):
-        around = box.grown(reach_mm, spacing).clipped(found.labels.shape)
-        local = around.crop(found.labels)
-        reach = dilated_mm(table[local], spacing, reach_mm)
-        if (reach & (local == number)).any():
-            near.add(number)
+@dataclass(frozen=True)
+class _Voxels:
+    """The few voxels that are judged one by one: where they are, their labels, and the components that they are of."""
+
+    where: tuple[Array, ...]
+    labels: Array
+    components: Array
+
+    @staticmethod
+    def of(mask: Array, labels: Array, component_map: Array) -> _Voxels:
+        where = np.nonzero(mask)
+        return _Voxels(where, labels[where], component_map[where])
+
+
+def _near(found: Components, kidneys: Array, strays: _Voxels, spacing: Spacing, reach_mm: float) -> Array:
+    """For each component, whether it is a stray with a lesion that has a voxel within reach of a kidney."""
+    near = np.zeros(found.count + 1, dtype=bool)
+    with_lesion = np.bincount(strays.components, weights=strays.labels != KIDNEY, minlength=found.count + 1) > 0
+    chosen = with_lesion[strays.components]
+    if not chosen.any():
+        return near
+    points = np.stack([axis[chosen] for axis in strays.where], axis=1)
+    low, high = points.min(axis=0), points.max(axis=0) + 1
+    box = Box((low[0], low[1], low[2]), (high[0], high[1], high[2])).grown(reach_mm, spacing)
+    box = box.clipped(found.labels.shape)
+    reach = dilated_mm(kidneys[box.crop(found.labels)], spacing, reach_mm)
+    near[strays.components[chosen][reach[tuple((points - box.start).T)]]] = True
     return near
 
 
@@ -124,63 +143,71 @@ def found_boxes(found: Components, numbers: Iterable[int]) -> list[tuple[int, Bo
     ]
 
 
-def _remove_strays(
-    labels: Array, found: Components, strays: Array, near: set[int], options: PostprocessOptions, voxel: float
-) -> list[str]:
+def _remove_strays(labels: Array, strays: _Voxels, near: Array, options: PostprocessOptions, voxel: float) -> list[str]:
     """Blank the kidney label in strays, and their lesions where these are out of a kidney's reach."""
-    removed: dict[int, list[float]] = {KIDNEY: [], TUMOR: [], CYST: []}
-    for number, box in found_boxes(found, strays):
-        part, own = box.crop(labels), box.crop(found.labels) == number
-        for label in LABEL_NAMES:
-            goes = options.small_kidneys if label == KIDNEY else options.detached_lesions and number not in near
-            mask = own & (part == label)
-            count = int(mask.sum()) if goes else 0
-            if count:
-                part[mask] = BACKGROUND
-                removed[label].append(count * voxel)
     notes = []
-    if removed[KIDNEY]:
-        notes.append(_note(removed[KIDNEY], "kidney", "too small for a kidney"))
-    for label in (TUMOR, CYST):
-        if removed[label]:
-            notes.append(_note(removed[label], LABEL_NAMES[label], "away from the kidneys"))
+    for label, name in LABEL_NAMES.items():
+        goes = strays.labels == label
+        if label == KIDNEY:
+            goes &= options.small_kidneys
+        else:
+            goes &= options.detached_lesions & ~near[strays.components]
+        if goes.any():
+            labels[tuple(axis[goes] for axis in strays.where)] = BACKGROUND
+            _, counts = np.unique(strays.components[goes], return_counts=True)
+            why = "too small for a kidney" if label == KIDNEY else "away from the kidneys"
+            notes.append(_note(counts * voxel, name, why))
     return notes
 
 
-def _note(sizes: list[float], name: str, why: str) -> str:
-    listed = ", ".join(f"{size:.3g}" for size in sorted(sizes, reverse=True)[:5]) + (", ..." if len(sizes) > 5 else "")
+def _note(sizes: Array, name: str, why: str) -> str:
+    listed = ", ".join(f"{size:.3g}" for size in np.sort(sizes)[::-1][:5]) + (", ..." if len(sizes) > 5 else "")
     return f"removed {len(sizes)} {name} component{'s' if len(sizes) > 1 else ''} {why} ({listed} mm3)"
 
 
 def _small_lesions(
     labels: Array, spacing: Spacing, options: PostprocessOptions, label: int, kidney: Array | None
 ) -> list[str]:
+    """Give small lesions of one kind back to what surrounds them."""
     voxel = float(np.prod(spacing))
     found = components(labels == label)
-    small = np.flatnonzero(found.voxels < options.smallest(label, voxel)) + 1
-    sizes = []
-    for number, box in found_boxes(found, small):
-        around = Box(
-            (box.start[0] - 1, box.start[1] - 1, box.start[2] - 1), (box.stop[0] + 1, box.stop[1] + 1, box.stop[2] + 1)
-        ).clipped(labels.shape)
-        part, own = around.crop(labels), around.crop(found.labels) == number
-        sizes.append(float(own.sum()) * voxel)
-        part[own] = _successors(part, own, None if kidney is None else around.crop(kidney)[own])
-    return [_note(sizes, LABEL_NAMES[label], "too small")] if sizes else []
-
-
-def _successors(part: Array, own: Array, kidney: Array | None) -> Any:
-    """What a removed lesion becomes.
-
-    The tissue that it touches most: the other kind of lesion when it is a speck in one, else kidney when it is kidney
-    by the kidney stage, or is at least as much surrounded by tissue as by background; else background.
-    """
-    shell = dilated_mm(own, (1.0, 1.0, 1.0), 1.0) & ~own
-    counts = np.bincount(part[shell], minlength=CYST + 1)[: CYST + 1]
-    tissue = int(counts[1:].sum())
-    lesion = TUMOR if counts[TUMOR] >= counts[CYST] else CYST
-    if counts[lesion] > max(counts[KIDNEY], counts[BACKGROUND]):
-        return lesion
+    voxels = found.voxels
+    small = voxels < options.smallest(label, voxel)
+    if not small.any():
+        return []
+    chosen = _Voxels.of(np.concatenate([[False], small])[found.labels], labels, found.labels)
+    becomes = _successors(_contacts(labels, chosen, found), label)[chosen.components]
     if kidney is not None:
-        return np.where(kidney != 0, KIDNEY, BACKGROUND).astype(part.dtype)
-    return KIDNEY if tissue and tissue >= counts[BACKGROUND] else BACKGROUND
+        by_kidney = np.where(kidney[chosen.where] != 0, KIDNEY, BACKGROUND)
+        becomes = np.where(np.isin(becomes, (TUMOR, CYST)), becomes, by_kidney)
+    labels[chosen.where] = becomes
+    return [_note(voxels[small] * voxel, LABEL_NAMES[label], "too small")]
+
+
+def _contacts(labels: Array, chosen: _Voxels, found: Components) -> Array:
+    """For each component how many faces of its voxels touch each label; its own voxels do not count."""
+    counts = np.zeros((found.count + 1) * (CYST + 1), dtype=np.int64)
+    for axis in range(3):
+        for step in (-1, 1):
+            where = list(chosen.where)
+            where[axis] = where[axis] + step
+            inside = (where[axis] >= 0) & (where[axis] < labels.shape[axis])
+            there = tuple(index[inside] for index in where)
+            own = chosen.components[inside]
+            other = found.labels[there] != own
+            counts += np.bincount(
+                own[other].astype(np.int64) * (CYST + 1) + labels[there][other], minlength=len(counts)
+            )
+    return counts.reshape(-1, CYST + 1)
+
+
+def _successors(contacts: Array, label: int) -> Array:
+    """What each removed lesion becomes.
+
+    The other kind of lesion when it is a speck in one; else kidney when it touches at least as much tissue as
+    background; else background.
+    """
+    other = CYST if label == TUMOR else TUMOR
+    tissue = contacts[:, KIDNEY] + contacts[:, other]
+    becomes = np.where((tissue > 0) & (tissue >= contacts[:, BACKGROUND]), KIDNEY, BACKGROUND)
+    return np.where(contacts[:, other] > np.maximum(contacts[:, KIDNEY], contacts[:, BACKGROUND]), other, becomes)
