@@ -34,7 +34,7 @@ def predict(
     ] = None,
     folds: Annotated[
         list[str] | None,
-        typer.Option("-f", "--folds", help="Folds to average, as in -f 0 1 2; by default all trained."),
+        typer.Option("-f", "--folds", help="Folds to average: -f 0 1 2; by default all trained."),
     ] = None,
     more_folds: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     model: Annotated[
@@ -50,7 +50,7 @@ def predict(
     fast: Annotated[bool, typer.Option("--fast", help="No mirroring, and fewer tiles.")] = False,
     on_empty: Annotated[
         OnEmpty,
-        typer.Option(help="Where the coarse stage finds no kidney: an empty result, or the fine stages everywhere."),
+        typer.Option(help="No coarse kidney: an empty result, or the fine stages on the full volume."),
     ] = "empty",
     margin_mm: Annotated[float, typer.Option(min=0, help="Margin around the coarse kidneys.")] = 20.0,
     postprocess: Annotated[bool, typer.Option(help="Postprocessing as a whole.")] = True,
@@ -85,7 +85,9 @@ def predict(
 ) -> None:
     """Segment kidneys, tumours and cysts in CT scans: the whole cascade, any number of cases.
 
-    Run again after an interruption, it goes on where it was. Exit code 0: all well; 1: some cases failed; 2: nothing could be done.
+    Run again after an interruption, it goes on where it was.
+
+    Exit code 0: all well; 1: some cases failed; 2: nothing could be done.
     """
     from dataclasses import replace
 
@@ -109,7 +111,7 @@ def predict(
         dataset_ids=_ids(ids),
     )
     steps = PostprocessOptions(small_kidneys, detached_lesions, small_lesions, min_voxels=_triple(min_voxels))
-    limits = {"kidney_mm3": kidney_mm3, "tumor_mm3": tumor_mm3, "cyst_mm3": cyst_mm3}
+    limits: dict[str, Any] = {"kidney_mm3": kidney_mm3, "tumor_mm3": tumor_mm3, "cyst_mm3": cyst_mm3}
     steps = replace(steps, **{name: value for name, value in limits.items() if value is not None})
     options = CascadeOptions(margin_mm, on_empty, steps if postprocess else None, save_probabilities, keep_stages)
     with _terminating_like_an_interrupt(), _listener(chosen, len(cases), quiet) as listener:

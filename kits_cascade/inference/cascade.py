@@ -88,7 +88,7 @@ class Cascade:
         predictors: Predictors | None = None,
         choose: Mapping[str, str] | None = None,
     ) -> None:
-        """Load the models: by default those in nnUNet_results, else from a folder or zip of ``kits-cascade models export``.
+        """Load the models: by default those in nnUNet_results, else of a folder or zip of ``models export``.
 
         ``predictors`` replaces the networks altogether (then nothing is loaded, and torch is not needed).
         """
@@ -101,7 +101,7 @@ class Cascade:
         self.predictors = predictors
 
     def __call__(self, image: Any, spacing: Spacing | None = None, *, report: Report = lambda _: None) -> Prediction:
-        """Segment a CT: a path, a nibabel or SimpleITK image, a :class:`Volume`, or a z, y, x array with its spacing."""
+        """Segment a CT: a path, a nibabel or SimpleITK image, a volume, or a z, y, x array with its spacing."""
         loaded = as_loaded(image, spacing)
         return Prediction(loaded, self.run(loaded, report))
 
@@ -154,7 +154,8 @@ def as_loaded(image: Any, spacing: Spacing | None = None) -> LoadedCase:
 
         return _loaded(*volume_of(image, Path("image")))
     raise UsageError(
-        f"a {type(image).__name__} cannot be segmented; needed is a path, a nibabel or SimpleITK image, or an array with spacing"
+        f"a {type(image).__name__} cannot be segmented; needed is a path, a nibabel or SimpleITK image, or an array "
+        "with its spacing"
     )
 
 

@@ -1,7 +1,7 @@
 """Who works on which case, when several processes share an output folder, on one machine or on many.
 
-A claim is a file made with O_EXCL, so that one process alone gets it. Its owner touches it while it lives; a claim whose owner
-is dead (on this machine), or that nobody has touched for a while (on another), may be taken over.
+A claim is a file made with O_EXCL, so that one process alone gets it. Its owner touches it while it lives; a claim
+whose owner is dead (on this machine), or that nobody has touched for a while (on another), may be taken over.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Claims:
 
 
 def _born(pid: int) -> str:
-    """When a process was started, so that a number given again is not taken for the old process; empty where unknown."""
+    """When a process was started, so that a number given again is not taken for the old one; empty where unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
     except (OSError, IndexError):
@@ -127,7 +127,7 @@ def _lives(owner: dict[str, Any]) -> bool:
         return False
     except OSError:
         return True
-    return _born(pid) == owner.get("born", "")
+    return bool(_born(pid) == owner.get("born", ""))
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def on_own_grid(mask: Array, volume: Volume) -> Volume:
 
 
 def _write_probabilities(path: Path, result: CascadeResult) -> None:
-    """Per region (box in voxels of the canonical volume, z, y, x) the probabilities of each fine network, half precision."""
+    """Per region (its box in voxels of the canonical volume) the probabilities of each fine network, half precision."""
     content: dict[str, Array] = {}
     for number, (box, stages) in enumerate(zip(result.boxes, result.probabilities, strict=False)):
         content[f"region{number}_box"] = np.array([box.start, box.stop])

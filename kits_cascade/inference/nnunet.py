@@ -1,7 +1,8 @@
 """The only module that knows nnU-Net's predictor: its networks, sliding window and preprocessing, in our process.
 
-What nnU-Net does file by file with worker pools is done here on arrays, with the same arithmetic: normalisation by the plan's own
-classes, resampling by the plan's method (see :mod:`kits_cascade.inference.resample`), tiles, folds and mirroring by nnU-Net's predictor.
+What nnU-Net does file by file with worker pools is done here on arrays, with the same arithmetic: normalisation by the
+plan's own classes, resampling by the plan's method (see :mod:`kits_cascade.inference.resample`), tiles, folds and
+mirroring by nnU-Net's predictor.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Sequence
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, cast
@@ -28,14 +31,15 @@ from kits_cascade.geometry import Box
 from kits_cascade.inference.checkpoint import load_checkpoint
 from kits_cascade.inference.models import CascadeModels, StageModel
 from kits_cascade.inference.resample import Method, new_shape, resample
+from kits_cascade.training.augment import BinaryPrior
+from kits_cascade.training.options import TrainerOptions
 from kits_cascade.volume import Array, Spacing
 
 log = logging.getLogger(__name__)
 
-# These trainers build the network that the plan describes: no search through all of nnU-Net's trainers is needed.
-# tests/inference/test_nnunet_adapter.py holds them to it.
-PLAN_NETWORK_TRAINERS: Final = (
-    "nnUNetTrainer",
+# These trainers build the network that the plan describes (ours also make its kidney channel binary): no search through
+# all of nnU-Net's trainers is needed, which takes seconds. tests/inference/test_nnunet_adapter.py holds them to it.
+OUR_TRAINERS: Final = (
     "SurfaceLossTrainer",
     "BoundaryLossTrainer",
     "RegionTrainer",
@@ -46,9 +50,15 @@ PLAN_NETWORK_TRAINERS: Final = (
     "KidneySurfaceLossTrainer",
     "MassSurfaceLossTrainer",
     "TumorSurfaceLossTrainer",
+    "DemoTrainer",
+    "DemoSurfaceLossTrainer",
+    "DemoQuickTrainer",
+    "DemoQuickSurfaceLossTrainer",
 )
+PLAN_NETWORK_TRAINERS: Final = ("nnUNetTrainer", *OUR_TRAINERS)
 # Normalisations that look at one voxel at a time: they may run on parts of an image.
 _BY_VOXEL: Final = ("CTNormalization", "NoNormalization")
+_EPOCHS: Final = re.compile(r"_\d+epochs?$")
 # Logits where no tile was predicted: surely background, but small enough to be interpolated with.
 _NOT_PREDICTED: Final = -20.0
 
@@ -70,8 +80,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise EnvironmentNotReadyError(f"there is no device {name!r}; use auto, cuda, cuda:N, cpu or mps") from error
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    if not available.get(device.type, lambda: False)():
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not available.get(device.type, False):
         raise EnvironmentNotReadyError(f"this PyTorch has no {device.type} device here; use --device cpu")
     return device
 
@@ -94,7 +104,7 @@ class _Predictor(nnUNetPredictor):  # type: ignore[misc]
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
         if self.on_tile is not None:
             self.on_tile()
-        return super()._internal_maybe_mirror_and_predict(x)
+        return cast("torch.Tensor", super()._internal_maybe_mirror_and_predict(x))
 
 
 def _tile_box(slicer: tuple[slice, ...]) -> Box:
@@ -130,6 +140,7 @@ class StageNetwork:
 
     @cached_property
     def configuration(self) -> Any:
+        """The plan's configuration that the network was trained in."""
         return self.plans.get_configuration(self.model.configuration)
 
     def _load(self) -> _Predictor:
@@ -166,21 +177,23 @@ class StageNetwork:
     def _network(self) -> torch.nn.Module:
         inputs = determine_num_input_channels(self.plans, self.configuration, self.dataset)
         outputs = self.plans.get_label_manager(self.dataset).num_segmentation_heads
-        if self.model.trainer.split("_")[0] in PLAN_NETWORK_TRAINERS:
-            network = get_network_from_plans(
-                self.configuration.network_arch_class_name,
-                self.configuration.network_arch_init_kwargs,
-                self.configuration.network_arch_init_kwargs_req_import,
-                inputs,
-                outputs,
-                allow_init=False,
-                deep_supervision=False,
-            )
-        else:
-            trainer = _trainer_class(self.model.trainer)
-            network = trainer.build_network_architecture(
+        trainer = _EPOCHS.sub("", self.model.trainer)
+        if trainer not in PLAN_NETWORK_TRAINERS:
+            network = _trainer_class(self.model.trainer).build_network_architecture(
                 self.plans, self.configuration, inputs, outputs, enable_deep_supervision=False
             )
+            return cast("torch.nn.Module", network)
+        network = get_network_from_plans(
+            self.configuration.network_arch_class_name,
+            self.configuration.network_arch_init_kwargs,
+            self.configuration.network_arch_init_kwargs_req_import,
+            inputs,
+            outputs,
+            allow_init=False,
+            deep_supervision=False,
+        )
+        if trainer in OUR_TRAINERS and (prior := TrainerOptions.from_plans(self.plans.plans).prior_channels):
+            network.register_forward_pre_hook(BinaryPrior(prior))
         return cast("torch.nn.Module", network)
 
     @property
@@ -189,7 +202,7 @@ class StageNetwork:
         return len(self.dataset.get("channel_names", {"0": "CT"}))
 
     def prepare(self, channels: Sequence[Array], spacing: Spacing, cache: dict[Any, torch.Tensor]) -> Prepared:
-        """Crop away what is empty, normalise and resample. Channels that another stage has prepared alike come from ``cache``."""
+        """Crop away what is empty, normalise and resample. What another stage has prepared alike is in ``cache``."""
         forward = self.plans.transpose_forward
         turned = [channel.transpose(forward) for channel in channels]
         turned_spacing = cast("Spacing", tuple(spacing[i] for i in forward))
@@ -241,11 +254,7 @@ class StageNetwork:
         predictor.wanted = self._wanted(prepared, near)
         logits = predictor.predict_logits_from_preprocessed_data(prepared.data)
         if predictor.wanted is not None:
-            empty = torch.isnan(logits[0])
-            if empty.any():
-                logits[:, empty] = _NOT_PREDICTED
-                if not predictor.label_manager.has_regions:
-                    logits[0, empty] = -_NOT_PREDICTED
+            _fill_gaps(logits, predictor.label_manager.has_regions)
         return cast("torch.Tensor", logits)
 
     def _wanted(self, prepared: Prepared, near: Array | None) -> Callable[[Box], bool] | None:
@@ -305,8 +314,18 @@ class StageNetwork:
         return cast("Array", table[labels])
 
 
+@torch.inference_mode()
+def _fill_gaps(logits: torch.Tensor, regions: bool) -> None:
+    """Background where no tile was predicted, which nnU-Net's averaging leaves as 0 / 0."""
+    gaps = torch.isnan(logits[0])
+    if gaps.any():
+        logits[:, gaps] = _NOT_PREDICTED
+        if not regions:
+            logits[0, gaps] = -_NOT_PREDICTED
+
+
 def _label_map(logits: torch.Tensor, manager: Any) -> torch.Tensor:
-    """As nnU-Net's label manager decides, without a float copy of all channels: a sigmoid above 0.5 is a logit above 0."""
+    """As nnU-Net's label manager decides, without its copies: a sigmoid above 0.5 is a logit above 0."""
     if manager.has_regions:
         labels = torch.zeros(logits.shape[1:], dtype=torch.uint8)
         for channel, value in enumerate(manager.regions_class_order):
@@ -435,9 +454,8 @@ class NnunetPredictors:
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
-    def timed(self, name: str) -> Any:
-        import time
-
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds up the seconds of a kind of work."""
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The cascade over one volume: coarse, regions, kidney, masses, painted, postprocessed. Knows neither torch nor nnU-Net.
+"""The cascade over one volume: coarse, regions, kidney, masses, paint, postprocess. Knows neither torch nor nnU-Net.
 
 The networks come in as callables, so that tests run all of it with an oracle that answers from a phantom's truth.
 """

@@ -1,8 +1,8 @@
 """The resampling of nnU-Net's plans, computed as products along single axes.
 
-nnU-Net resamples with scikit-image in float64, a whole volume at a time. The same interpolation (cubic B-spline with its
-prefilter, linear, nearest; per slice where a plan separates the coarse axis) is separable: each axis is one small matrix. So a
-full field of view goes through in slabs, and only the result is ever held in floating point.
+nnU-Net resamples with scikit-image in float64, a whole volume at a time. The same interpolation (cubic B-spline with
+its prefilter, linear, nearest; per slice where a plan separates the coarse axis) is separable: each axis is one small
+matrix. So a full field of view goes through in slabs, and only the result is ever held in floating point.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -41,9 +41,9 @@ class Method:
 @lru_cache(maxsize=64)
 def _spline_matrix(size: int, target: int, order: int) -> torch.Tensor:
     """The matrix that scipy's zoom applies along an axis: what it makes of each unit vector."""
-    unit = np.eye(size)
-    columns = ndimage.zoom(unit, (target / size, 1), order=order, mode="nearest", grid_mode=True)
-    # The prefilter's weights fade by a factor of four a sample: what is beyond float32's reach only costs (denormals are slow).
+    factors: Any = (target / size, 1)
+    columns = ndimage.zoom(np.eye(size), factors, order=cast("Any", order), mode="nearest", grid_mode=True)
+    # The prefilter's weights fade fourfold a sample: what is beyond float32's reach only costs (denormals are slow).
     columns[np.abs(columns) < _NEGLIGIBLE] = 0
     return torch.from_numpy(np.ascontiguousarray(columns, dtype=np.float32))
 

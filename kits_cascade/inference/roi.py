@@ -14,8 +14,8 @@ from kits_cascade.volume import Array, Spacing
 def regions_of(mask: Array, spacing: Spacing, margin_mm: float) -> list[Box]:
     """The boxes to work on, on the mask's own grid: one for each kidney where these lie well apart.
 
-    Boxes that share a voxel become one, and so do boxes whose common box is no larger than the two: so no voxel is worked
-    on twice, and never more voxels than in the one box around everything.
+    Boxes that share a voxel become one, and so do boxes whose common box is no larger than the two: so no voxel is
+    worked on twice, and never more voxels than in the one box around everything.
     """
     found = components(without_specks(mask, spacing))
     boxes = [found.box(number).grown(margin_mm, spacing).clipped(mask.shape) for number in range(1, found.count + 1)]
@@ -44,7 +44,7 @@ def _belong_together(first: Box, second: Box) -> bool:
 
 
 def sampled(mask: Array, box: Box, shape: Sequence[int]) -> Array:
-    """A mask of the whole field of view, of any resolution, at the voxels of ``box`` in a grid of ``shape`` (nearest)."""
+    """A mask of the whole field of view at any resolution, at the voxels of ``box`` in a grid of ``shape``."""
     index = [
         np.minimum(((np.arange(a, b) + 0.5) * (m / n)).astype(np.intp), m - 1)
         for a, b, m, n in zip(box.start, box.stop, mask.shape, shape, strict=True)

@@ -137,12 +137,12 @@ class Runner:
         other = [name for name in self.manifest.made_otherwise() if name in names]
         if other:
             raise UsageError(
-                f"{self.out} holds {len(other)} of these cases ({_some(other)}) made with other options or models (see its "
-                "run.json). Give --overwrite to make them anew, or another output folder"
+                f"{self.out} holds {len(other)} of these cases ({_some(other)}) made with other options or models (see "
+                "its run.json). Give --overwrite to make them anew, or another output folder"
             )
 
     def _claimed(self, cases: Sequence[InputCase]) -> Iterator[InputCase]:
-        """The cases that are ours to work on, claimed one by one; those of other processes are looked at again at the end."""
+        """The cases that are ours to work on, claimed one by one; those of other processes once more at the end."""
         busy = []
         for case in cases:
             if self._finished_before(case):
@@ -252,8 +252,8 @@ class Runner:
 
     def _full(self, error: Exception) -> DiskFullError:
         return DiskFullError(
-            f"no room left in {self.out} ({error}); what is finished is whole and kept. Free some space and run the same "
-            "command again to go on"
+            f"no room left in {self.out} ({error}); what is finished is whole and kept. Free some space and run the "
+            "same command again to go on"
         )
 
     def _wait_for_writing(self) -> None:

@@ -20,13 +20,13 @@ PATCH = {"coarse": [16, 32, 32], "kidney": [32, 32, 32], "masses": [32, 32, 32]}
 
 
 class ThresholdNet(nn.Module):
-    """Smooths the CT, and turns distances from thresholds into logits. With two inputs the second is the kidney mask."""
+    """Smooths the CT, and turns distances from thresholds into logits. A second input is the kidney mask."""
 
-    def __init__(self, input_channels, num_classes, gain=20.0, deep_supervision=False):
+    def __init__(self, input_channels, num_classes, gain=20.0, deep_supervision=False, only=None):
         super().__init__()
-        self.smooth = nn.Conv3d(1, 1, 3, padding=1, padding_mode="replicate", bias=False)
-        nn.init.constant_(self.smooth.weight, 1 / 27)
-        self.gain = gain
+        self.heads = {None: slice(None), "masses": slice(0, 1), "tumor": slice(1, 2)}[only]
+        self.gain = nn.Parameter(torch.tensor(gain))
+        self.smooth = nn.AvgPool3d(3, 1, padding=1, count_include_pad=False)
         self.two = input_channels == 2
 
     def forward(self, x):
@@ -38,7 +38,7 @@ class ThresholdNet(nn.Module):
         tumor = (hu - 205) / 100 * self.gain
         masses = torch.minimum(torch.maximum((80 - hu) / 100 * self.gain, tumor), inside)
         tumor = torch.minimum(tumor, inside)
-        return torch.cat([masses, tumor], dim=1)
+        return torch.cat([masses, tumor], dim=1)[:, self.heads]
 
 
 def plans(stage, patch, spacing, torch_resampling=False):
@@ -101,7 +101,7 @@ def write_model(results: Path, stage, trainer="nnUNetTrainer", spacing=None, fol
             "network_weights": net.state_dict(),
             "trainer_name": trainer,
             "init_args": {"configuration": stage.configuration, "fold": fold, "plans": content},
-            "inference_allowed_mirroring_axes": (0, 1, 2),
+            "inference_allowed_mirroring_axes": (0,),
         }
         torch.save(checkpoint, folder / f"fold_{fold}" / "checkpoint_final.pth")
     (folder / "plans.json").write_text(json.dumps(content))
