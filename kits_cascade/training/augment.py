@@ -85,23 +85,27 @@ class PerturbPrior:
 
 
 def grown(mask: Array, spacing: Sequence[float]) -> Array:
-    """Larger by some mm."""
-    larger: Array = _distance(~mask, spacing) <= _uniform(*GROW_MM)
+    """Larger by some mm, at least by a voxel."""
+    larger: Array = _distance(~mask, spacing) <= max(_uniform(*GROW_MM), min(spacing))
     return larger
 
 
 def shrunk(mask: Array, spacing: Sequence[float]) -> Array:
-    """Smaller by some mm."""
-    smaller: Array = _distance(mask, spacing) > _uniform(*SHRINK_MM)
+    """Smaller by some mm, at least by a voxel."""
+    smaller: Array = _distance(mask, spacing) > max(_uniform(*SHRINK_MM), min(spacing))
     return smaller
 
 
 def shifted(mask: Array, spacing: Sequence[float]) -> Array:
-    """Moved by some mm in a random direction; what comes in from outside the patch is background."""
+    """Moved by some mm, at least by a voxel; what comes in from outside the patch is background."""
     direction = np.array([_uniform(-1, 1) for _ in spacing])
     direction *= _uniform(*SHIFT_MM) / max(float(np.linalg.norm(direction)), 1e-6)
+    in_voxels = direction / np.asarray(spacing)
+    moves = [round(v) for v in in_voxels]
+    if not any(moves):  # thick slices
+        longest = int(np.argmax(np.abs(in_voxels)))
+        moves[longest] = 1 if in_voxels[longest] > 0 else -1
     out = np.zeros_like(mask)
-    moves = [round(d / s) for d, s in zip(direction, spacing, strict=True)]
     source = tuple(slice(max(0, -m), min(n, n - m)) for m, n in zip(moves, mask.shape, strict=True))
     target = tuple(slice(max(0, m), min(n, n + m)) for m, n in zip(moves, mask.shape, strict=True))
     if all(s.stop > s.start for s in source):

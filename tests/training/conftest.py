@@ -1,0 +1,19 @@
+"""Tiny datasets and nnU-Net's variables for the training tests."""
+
+import pytest
+
+
+@pytest.fixture
+def nnunet(tmp_path, monkeypatch):
+    """nnU-Net's folders in a temporary place; data are loaded in the training process, which makes it repeatable."""
+    from tests.training.tiny import folders_in
+
+    folders = folders_in(tmp_path)
+    for name, folder in zip(
+        ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"),
+        (folders.raw, folders.preprocessed, folders.results),
+        strict=True,
+    ):
+        monkeypatch.setenv(name, str(folder))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    return folders
