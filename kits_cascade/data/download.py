@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -193,18 +193,34 @@ class _Download:
         return not self.unpacked or self.index.knows(file.plain)
 
     def _in_threads(self, transfer: Transfer, todo: list[_File], workers: int) -> None:
-        too_many = 2 * workers
-        with ThreadPoolExecutor(workers) as pool:
-            futures = [pool.submit(self._guarded, transfer, file, too_many) for file in todo]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-            except BaseException:
-                self._stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        """Daemon threads: after Ctrl-C nobody has to wait for a server that keeps a thread waiting."""
+        waiting, problems = deque(todo), deque[BaseException]()
 
-    def _guarded(self, transfer: Transfer, file: _File, too_many: int) -> None:
+        def work() -> None:
+            while not self._stop.is_set():
+                try:
+                    file = waiting.popleft()
+                except IndexError:
+                    return
+                try:
+                    self._guarded(transfer, file, too_many=2 * workers)
+                except BaseException as error:
+                    problems.append(error)
+                    self._stop.set()
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers, len(todo)))]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        except BaseException:
+            self._stop.set()
+            raise
+        if problems:
+            raise problems[0]
+
+    def _guarded(self, transfer: Transfer, file: _File, *, too_many: int) -> None:
         """One file, and its line in the report."""
         if self._silent >= too_many:
             self.report.failed[file.name] = f"not tried, since {self._silent} files in a row got no answer"

@@ -69,9 +69,8 @@ def draw_slices(report: StatsReport) -> Figure:
 def draw_spacings(report: StatsReport) -> Figure:
     """Slice distance and pixel size."""
     figure, (left, right) = _figure(f"Voxel spacing ({_cases(report)})", panels=2)
-    _bars(
-        left, [case.spacing[0] for case in report.cases], "Slice distance (mm)", bins=np.arange(0, 5.76, 0.25) + 0.125
-    )
+    distances = [case.spacing[0] for case in report.cases]
+    _bars(left, distances, "Slice distance (mm)", bins=np.arange(0.125, max(distances) + 0.5, 0.25))
     _bars(right, [case.spacing[2] for case in report.cases], "Pixel size (mm)", bins=25)
     return figure
 
@@ -82,6 +81,8 @@ def draw_hu(report: StatsReport) -> Figure:
     hu, step = np.arange(HU_LOW, HU_HIGH), 16
     coarse = report.histogram.reshape(-1, step, len(CLASSES)).sum(axis=1)
     left.step(hu[::step], coarse.sum(axis=1), where="post", color="black", linewidth=1)
+    present = np.flatnonzero(coarse.any(axis=1))
+    left.set_xlim(hu[present[0] * step] - step, hu[present[-1] * step] + 2 * step)
     left.set_yscale("log")
     left.set_xlabel("HU (values beyond the ends are counted there)")
     left.set_ylabel("Voxels per 16 HU")
@@ -101,7 +102,7 @@ def draw_hu(report: StatsReport) -> Figure:
 
 
 def _strips(axis: Any, shares: dict[str, list[float]], counts: dict[str, str]) -> None:
-    """A box and the single values for each class, in per cent, on a log scale."""
+    """A box (quartiles, and 5 to 95 %) and the single values for each class, in per cent, on a log scale."""
     random = np.random.default_rng(0)
     names = [kind for kind in CLASSES[1:] if shares[kind]]
     for position, kind in enumerate(names):
@@ -118,10 +119,12 @@ def _strips(axis: Any, shares: dict[str, list[float]], counts: dict[str, str]) -
             values,
             positions=[position],
             widths=0.45,
+            whis=(5, 95),
             showfliers=False,
             medianprops={"color": "black", "linewidth": 1.6},
         )
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_xticks(range(len(names)), [f"{TITLES[kind]}\n{counts[kind]}" for kind in names])
 
 
@@ -130,7 +133,7 @@ def draw_proportions(report: StatsReport) -> Figure:
     figure, (axis,) = _figure(f"Class proportions per volume ({_cases(report)})")
     shares = {k: [c.shares[v] for c in report.cases if c.voxels[v]] for v, k in enumerate(CLASSES)}
     _strips(axis, shares, {kind: f"in {len(values)} of {len(report.cases)} cases" for kind, values in shares.items()})
-    axis.set_ylabel("Part of the volume (%)")
+    axis.set_ylabel("Part of the volume (%)\nbox: quartiles, whiskers: 5 and 95 %")
     return figure
 
 
@@ -142,7 +145,7 @@ def draw_slice_proportions(report: StatsReport) -> Figure:
     shares = {kind: parts[parts[:, value] > 0, value].tolist() for value, kind in enumerate(CLASSES)}
     counts = {kind: f"in {100 * len(values) / len(slices):.1f} % of slices" for kind, values in shares.items()}
     _strips(axis, _thinned(shares), counts)
-    axis.set_ylabel("Part of the slice, where present (%)")
+    axis.set_ylabel("Part of the slice, where present (%)\nbox: quartiles, whiskers: 5 and 95 %")
     return figure
 
 

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -315,17 +316,17 @@ def test_meter_estimates_the_unknown():
     assert meter.total == 800
 
 
-def test_command_killed_and_started_again(server, tmp_path, kits23):
-    """The real command with real masks: SIGKILL in the middle, then again, then nothing left to do."""
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
+def test_command_stopped_and_started_again(server, tmp_path, kits23, how):
+    """The real command with real masks: stopped in the middle, then started again."""
     names = sorted(path.parent.name for path in (kits23 / "masks").glob("*/segmentation.nii.gz"))[:2]
     for seed, name in enumerate(names):
         server.add_image(IMAGES, f"images/{name}.nii.gz", payload(seed, 3_000_000))
         server.files[mask(name)] = (kits23 / "masks" / name / "segmentation.nii.gz").read_bytes()
     server.faults[f"GET {image(names[1])}"] = ["stall"]
     cases = ",".join(str(int(name[-5:])) for name in names)
-    command = [sys.executable, "-m", "kits_cascade.cli.app", "download", "-o", str(tmp_path), "--cases", cases]
-    command = [sys.executable, "-c", "from kits_cascade.cli.app import main; main()", *command[3:]]
-    command += ["--masks-url", f"{server.url}/masks", "--timeout", "20"]
+    command = [sys.executable, "-c", "from kits_cascade.cli.app import main; main()", "download", "-o", str(tmp_path)]
+    command += ["--cases", cases, "--masks-url", f"{server.url}/masks", "--timeout", "20"]
     environment = {**os.environ, "HF_ENDPOINT": server.url}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     part = tmp_path / names[1]
@@ -333,8 +334,9 @@ def test_command_killed_and_started_again(server, tmp_path, kits23):
         if any(path.stat().st_size > 1_000_000 for path in part.glob(".*.part")) and server.count("GET", "nii.gz") >= 4:
             break
         time.sleep(0.05)
-    process.kill()
-    process.communicate()
+    process.send_signal(how)
+    process.communicate(timeout=10)  # of the 20 seconds that the server is silent
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
     assert list(part.glob(".*.part"))
     server.requests.clear()
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
