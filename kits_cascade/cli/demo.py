@@ -17,6 +17,8 @@ from kits_cascade.files import read_json
 from kits_cascade.labels import REGION_NAMES
 
 _TRAINERS: Final = {"coarse": "DemoTrainer", "kidney": "DemoSurfaceLossTrainer", "masses": "DemoSurfaceLossTrainer"}
+# nnU-Net starts 8 to 12 processes where it can; here each would take seconds to start, and get work for less.
+_TWO_CORES: Final = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "2", "nnUNet_compile": "f"}
 Say = Callable[[str], None]
 
 
@@ -99,8 +101,7 @@ def run(demo: Demo, say: Say) -> dict[str, float]:
 
 
 def _step(command: list[str]) -> None:
-    # One worker for augmentation is what two cores can use beside the training itself.
-    environment = {"nnUNet_n_proc_DA": "1", "nnUNet_compile": "f", **os.environ}
+    environment = {**_TWO_CORES, **os.environ}
     done = subprocess.run([sys.executable, "-m", "kits_cascade", *command], env=environment, check=False)
     if done.returncode != 0:
         raise DemoError(
