@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from kits_cascade.cli import models as _models  # noqa: F401  (adds its commands)
 from kits_cascade.cli.app import app
 
 if TYPE_CHECKING:
@@ -105,10 +106,10 @@ def predict(
     cases = part_of(find_cases(source), part)
     chosen = resolve_models(
         models,
-        folds=_folds(folds, more_folds),
-        choose=_choices(model),
+        folds=parse_folds(folds, more_folds),
+        choose=parse_choices(model),
         checkpoint=checkpoint,
-        dataset_ids=_ids(ids),
+        dataset_ids=parse_ids(ids),
     )
     steps = PostprocessOptions(small_kidneys, detached_lesions, small_lesions, min_voxels=_triple(min_voxels))
     limits: dict[str, Any] = {"kidney_mm3": kidney_mm3, "tumor_mm3": tumor_mm3, "cyst_mm3": cyst_mm3}
@@ -136,7 +137,7 @@ def _use_threads(jobs: int | None) -> None:
             os.environ[name] = str(jobs)
 
 
-def _folds(first: list[str] | None, more: list[str] | None) -> list[int | str] | None:
+def parse_folds(first: list[str] | None, more: list[str] | None) -> list[int | str] | None:
     """``-f 0 1 2``, ``-f 0 -f 1`` and ``-f 0,1`` alike."""
     from kits_cascade.errors import UsageError
 
@@ -149,7 +150,8 @@ def _folds(first: list[str] | None, more: list[str] | None) -> list[int | str] |
     return [int(part) if part.isdigit() else part for part in given] or None
 
 
-def _choices(model: list[str] | None) -> dict[str, str]:
+def parse_choices(model: list[str] | None) -> dict[str, str]:
+    """The networks chosen by stage."""
     from kits_cascade.errors import UsageError
     from kits_cascade.stages import STAGE_BY_KEY
 
@@ -174,7 +176,8 @@ def _triple(text: str | None, option: str = "--min-voxels") -> tuple[int, int, i
     return first, second, third
 
 
-def _ids(text: str) -> dict[str, int]:
+def parse_ids(text: str) -> dict[str, int]:
+    """Dataset ids by stage."""
     from kits_cascade.stages import STAGES
 
     numbers = _triple(text, "--ids") or ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,7 +68,7 @@ class CascadeModels:
 
     def summary(self) -> list[str]:
         """One line per network, for the user to see the choice."""
-        return [f"{m.key}: {m.dataset}/{m.name}, folds {' '.join(map(str, m.folds))}" for m in self.all]
+        return [_line(model) for model in self.all]
 
 
 def resolve_models(
@@ -88,11 +87,11 @@ def resolve_models(
     by a pattern over ``trainer__plans__configuration`` (a trainer's name alone will do; two patterns with a comma name
     a pair for the masses stage), where there are several.
     """
-    from kits_cascade.inference.bundle import open_bundle
+    from kits_cascade.inference.bundle import bundled_models, open_bundle
 
     opened = open_bundle(source) if source is not None else None
     if opened is not None:
-        return _bundled(opened, folds)
+        return bundled_models(opened, folds)
     root = source or results or _results_folder()
     ids = {stage.key: stage.dataset_id for stage in STAGES} | dict(dataset_ids or {})
     found = {
@@ -100,24 +99,6 @@ def resolve_models(
         for stage in STAGES
     }
     return CascadeModels(found["coarse"][0], found["kidney"][0], found["masses"])
-
-
-def _bundled(folder: Path, folds: Sequence[Fold] | None) -> CascadeModels:
-    """The networks of an unpacked bundle: its manifest says which one serves which stage."""
-    from kits_cascade.inference.bundle import bundle_manifest
-
-    content = bundle_manifest(folder)
-    found: dict[str, list[StageModel]] = {stage.key: [] for stage in STAGES}
-    for entry in content["stages"]:
-        model = _candidate(folder / entry["folder"], entry["stage"], entry["checkpoint"])
-        if model is None or entry["stage"] not in found:
-            raise ModelError(f"{folder}: no network in {entry['folder']}; import the bundle again")
-        found[entry["stage"]].append(_with_folds(model, folds))
-    masses = _complete(found["masses"])
-    if len(found["coarse"]) != 1 or len(found["kidney"]) != 1 or len(masses) != 1:
-        raise ModelError(f"{folder}: this bundle does not hold one whole cascade; export it again")
-    checksums = {folder / name: str(entry["sha256"]) for name, entry in content["files"].items()}
-    return CascadeModels(found["coarse"][0], found["kidney"][0], masses[0], checksums)
 
 
 def _results_folder() -> Path:
@@ -135,15 +116,31 @@ def _stage_models(
     checkpoint: str | None,
 ) -> tuple[StageModel, ...]:
     dataset = _dataset_folder(results, dataset_id, stage)
-    candidates = [
-        model
-        for folder in sorted(dataset.iterdir())
-        if folder.is_dir() and (model := _candidate(folder, stage.key, checkpoint)) is not None
-    ]
+    candidates = trained(dataset, stage.key, checkpoint)
     if not candidates:
         raise ModelError(_nothing_trained(dataset, stage, checkpoint or CHECKPOINT))
     chosen = _chosen(candidates, pattern, dataset, stage.key)
-    return tuple(_with_folds(model, folds) for model in chosen)
+    return tuple(with_folds(model, folds) for model in chosen)
+
+
+def trained(dataset: Path, key: str, checkpoint: str | None = None) -> list[StageModel]:
+    """All trained networks of a data set's folder in nnUNet_results."""
+    folders = sorted(path for path in dataset.iterdir() if path.is_dir())
+    return [model for folder in folders if (model := candidate(folder, key, checkpoint)) is not None]
+
+
+def listing(results: Path, dataset_ids: Mapping[str, int], checkpoint: str | None = None) -> list[str]:
+    """One line for each trained network of the three stages."""
+    lines = []
+    for stage in STAGES:
+        datasets = sorted(results.glob(f"Dataset{dataset_ids[stage.key]:03d}_*"))
+        models = [model for dataset in datasets for model in trained(dataset, stage.key, checkpoint)]
+        lines += [_line(model) for model in models] or [f"{stage.key}: nothing trained"]
+    return lines
+
+
+def _line(model: StageModel) -> str:
+    return f"{model.key}: {model.dataset}/{model.name}, folds {' '.join(map(str, model.folds))}"
 
 
 def _dataset_folder(results: Path, dataset_id: int, stage: Stage) -> Path:
@@ -162,7 +159,7 @@ def _dataset_folder(results: Path, dataset_id: int, stage: Stage) -> Path:
     return found[0]
 
 
-def _candidate(folder: Path, key: str, checkpoint: str | None) -> StageModel | None:
+def candidate(folder: Path, key: str, checkpoint: str | None) -> StageModel | None:
     """The network in a folder, with all of its folds; None where there is none."""
     parts = folder.name.split("__")
     if len(parts) != 3 or not (folder / "plans.json").is_file() or not (folder / "dataset.json").is_file():
@@ -200,7 +197,7 @@ def _chosen(candidates: list[StageModel], pattern: str | None, dataset: Path, ke
         candidates = [m for m in candidates if any(_matches(m, part) for part in patterns)] or _no_match(
             candidates, pattern, dataset, key
         )
-    groups = _complete(candidates) if key == "masses" else [(model,) for model in candidates]
+    groups = complete(candidates) if key == "masses" else [(model,) for model in candidates]
     if len(groups) == 1:
         return groups[0]
     listed = "; ".join(" + ".join(model.name for model in group) for group in groups)
@@ -226,7 +223,7 @@ def _matches(model: StageModel, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in (model.name, model.trainer))
 
 
-def _complete(candidates: list[StageModel]) -> list[tuple[StageModel, ...]]:
+def complete(candidates: Sequence[StageModel]) -> list[tuple[StageModel, ...]]:
     """All ways to get both regions: single networks, and pairs on the same plans."""
     single: list[tuple[StageModel, ...]] = [(m,) for m in candidates if {MASSES, TUMOR} <= set(m.outputs)]
     masses = [m for m in candidates if m.outputs == (MASSES,)]
@@ -234,7 +231,8 @@ def _complete(candidates: list[StageModel]) -> list[tuple[StageModel, ...]]:
     return single + [(a, b) for a in masses for b in tumors]
 
 
-def _with_folds(model: StageModel, folds: Sequence[Fold] | None) -> StageModel:
+def with_folds(model: StageModel, folds: Sequence[Fold] | None) -> StageModel:
+    """The network with the folds asked for; by default all that are trained."""
     if folds is None:
         return model
     wanted = tuple(dict.fromkeys(int(f) if str(f).isdigit() else str(f) for f in folds))
@@ -277,8 +275,3 @@ def _checksum(path: Path, expected: Mapping[Path, str]) -> str:
     if expected.get(path, found) != found:
         raise ModelError(f"{path}: not what its bundle's manifest says (checksum); import the bundle again")
     return found
-
-
-def safe_name(name: str) -> bool:
-    """Whether a name from a bundle is a plain folder or file name."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name) is not None and ".." not in name
