@@ -34,31 +34,24 @@ def test_a_good_folder_is_packed_and_again_to_the_same_bytes(folders, tmp_path):
         assert archive.testzip() is None
 
 
-def spoil(path, kind):
-    if kind == "missing":
-        path.unlink()
-    elif kind == "extra":
-        write(path.with_name("case_00700.nii.gz"), label_map())
-    elif kind == "uncompressed twin":
-        write(path.with_name("case_00590.nii"), label_map())
-    elif kind == "shape":
-        write(path, label_map()[1:])
-    elif kind == "affine":
-        write(path, label_map(), AFFINE + np.eye(4, k=3) * 2e-3)
-    elif kind == "label":
-        write(path, label_map() + np.uint8(1))
-    elif kind == "negative":
-        nib.save(nib.Nifti1Image(label_map().astype(np.int16) - 1, AFFINE), path)
-    elif kind == "fraction":
-        nib.save(nib.Nifti1Image(label_map().astype(np.float32) / 2, AFFINE), path)
-    elif kind == "nan":
-        nib.save(nib.Nifti1Image(np.full((12, 40, 40), np.nan, np.float32), AFFINE), path)
-    elif kind == "empty file":
-        path.write_bytes(b"")
-    elif kind == "truncated":
-        path.write_bytes(path.read_bytes()[:-50])
-    elif kind == "nnU-Net's name":
-        path.rename(path.with_name("case_00590_0000.nii.gz"))
+def save(path, array):
+    nib.save(nib.Nifti1Image(array, AFFINE), path)
+
+
+SPOILS = {
+    "missing": lambda path: path.unlink(),
+    "extra": lambda path: write(path.with_name("case_00700.nii.gz"), label_map()),
+    "uncompressed twin": lambda path: write(path.with_name("case_00590.nii"), label_map()),
+    "shape": lambda path: write(path, label_map()[1:]),
+    "affine": lambda path: write(path, label_map(), AFFINE + np.eye(4, k=3) * 2e-3),
+    "label": lambda path: write(path, label_map() + np.uint8(1)),
+    "negative": lambda path: save(path, label_map().astype(np.int16) - 1),
+    "fraction": lambda path: save(path, label_map().astype(np.float32) / 2),
+    "nan": lambda path: save(path, np.full((12, 40, 40), np.nan, np.float32)),
+    "empty file": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-50]),
+    "nnU-Net's name": lambda path: path.rename(path.with_name("case_00590_0000.nii.gz")),
+}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +72,7 @@ def spoil(path, kind):
     ],
 )
 def test_a_line_per_finding(folders, tmp_path, kind, lines, word):
-    spoil(folders[1] / NAMES[1], kind)
+    SPOILS[kind](folders[1] / NAMES[1])
     check = check_submission(*folders)
     assert len(check.findings) == lines, check.findings
     assert any(word in finding for finding in check.findings)
