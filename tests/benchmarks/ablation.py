@@ -1,0 +1,185 @@
+"""Does the surface loss earn its place? Its weight and radius, on phantoms, at the same budget and with the same draws.
+
+    python -m tests.benchmarks.ablation --work DIR [--seconds 300] [--markdown out.md]
+
+A configuration of one seed starts from the same weights and sees the same patches as any other of that seed. Scores are
+the challenge's, on held-out cases; intervals are bootstraps over the pairs of case and seed, of the difference to the
+configuration without the surface loss. Runs are kept in DIR/ablation.json, so that they can be made in several pieces.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+from copy import deepcopy
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from kits_cascade.evaluation.statistics import mean_with_interval
+from kits_cascade.evaluation.surface import SurfaceDistances
+from kits_cascade.files import read_json, write_json
+from kits_cascade.labels import REGIONS
+from kits_cascade.training.base import KitsTrainer
+from kits_cascade.training.trainers import SurfaceLossTrainer
+from tests.training.tiny import folders_in, inline_workers, roi_case, write_tiny
+
+SPACING = (3.0, 3.0, 3.0)
+TRAINING, HELD_OUT = 10, 8
+FIRST_HELD_OUT = 100
+FEATURES = (16, 32, 64)
+# name -> weight, radius in voxels
+CONFIGURATIONS = {
+    "weight 0": (0.0, 1),
+    "weight 0.25, r 1": (0.25, 1),
+    "weight 0.5, r 1": (0.5, 1),
+    "weight 1, r 1": (1.0, 1),
+    "weight 0.5, r 0": (0.5, 0),
+    "weight 0.5, r 2": (0.5, 2),
+}
+
+
+class Adam(KitsTrainer):
+    """A few hundred steps want an optimizer that moves at once."""
+
+    def configure_optimizers(self):
+        from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+
+        self.initial_lr = 3e-3
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=1e-4)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+
+class Surface(Adam, SurfaceLossTrainer):
+    """The same with the surface loss."""
+
+
+def budget(epochs, iterations):
+    return {"num_epochs": epochs, "num_iterations_per_epoch": iterations, "num_val_iterations_per_epoch": 1}
+
+
+def train(tiny, trainer, options):
+    """A trained trainer, its checkpoints not written."""
+    plans = deepcopy(tiny.plans)
+    plans["kits_cascade"] = options
+    with contextlib.redirect_stdout(io.StringIO()), inline_workers():
+        made = trainer(plans, "3d_fullres", 0, deepcopy(tiny.dataset_json), torch.device("cpu"))
+        made.disable_checkpointing = True
+        made.run_training()
+        made.set_deep_supervision_enabled(False)
+    return made
+
+
+@torch.no_grad()
+def predict(made, channels):
+    """Region masks of a whole ROI in one pass; the network is small and sees no border of a patch."""
+    image = torch.from_numpy(np.stack(channels).astype(np.float32))
+    properties = made.plans_manager.foreground_intensity_properties_per_channel["0"]
+    low, high = properties["percentile_00_5"], properties["percentile_99_5"]
+    image[0] = (image[0].clamp(low, high) - properties["mean"]) / properties["std"]
+    pad = [(-n) % 4 for n in image.shape[1:]]
+    padded = torch.nn.functional.pad(image, (0, pad[2], 0, pad[1], 0, pad[0]))
+    made.network.eval()
+    logits = made.network(padded[None])[0]
+    return (logits[:, : image.shape[1], : image.shape[2], : image.shape[3]] > 0).numpy()
+
+
+def dice(a, b):
+    total = a.sum() + b.sum()
+    return 1.0 if total == 0 else float(2 * (a & b).sum() / total)
+
+
+def surface_dice(truth, prediction, tolerance):
+    if not truth.any() or not prediction.any():
+        return float(truth.any() == prediction.any())
+    return SurfaceDistances.between(truth, prediction, SPACING).dice(tolerance)
+
+
+def scores(made, cases):
+    """Per case: Dice and surface Dice of each region."""
+    found = []
+    for image, labels in cases:
+        masks = predict(made, [image])
+        entry = {}
+        for region, mask in zip(REGIONS, masks, strict=True):
+            truth = np.isin(labels, region.labels)
+            entry[f"{region.name} Dice"] = dice(truth, mask)
+            entry[f"{region.name} surface"] = surface_dice(truth, mask, region.tolerance_mm)
+        found.append(entry)
+    return found
+
+
+def table(runs):
+    """Means over cases and seeds, and the difference to weight 0 with its interval."""
+    names = [f"{region.name} {kind}" for kind in ("Dice", "surface") for region in REGIONS]
+    means = ["mean Dice", "mean surface"]
+    lines = ["| configuration | " + " | ".join(names + means) + " | seeds |"]
+    lines.append("|---" * (len(names) + len(means) + 2) + "|")
+
+    def values(run, name):
+        if name.startswith("mean "):
+            return [np.mean([case[f"{region.name} {name[5:]}"] for region in REGIONS]) for case in run]
+        return [case[name] for case in run]
+
+    base = runs.get("weight 0", {})
+    for configuration, by_seed in runs.items():
+        cells = []
+        for name in names + means:
+            ours = np.concatenate([values(by_seed[s], name) for s in sorted(by_seed)])
+            cell = f"{ours.mean():.3f}"
+            shared = sorted(set(by_seed) & set(base))
+            if configuration != "weight 0" and shared:
+                pairs = [np.subtract(values(by_seed[s], name), values(base[s], name)) for s in shared]
+                found = mean_with_interval(list(np.concatenate(pairs)))
+                cell += f" ({found['mean']:+.3f}: {found['low']:+.3f} to {found['high']:+.3f})"
+            cells.append(cell)
+        lines.append(f"| {configuration} | " + " | ".join(cells) + f" | {len(by_seed)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no run after this time; run again to go on")
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    begin = perf_counter()
+    folders = folders_in(options.work)
+    folders.export()
+    os.environ["nnUNet_n_proc_DA"] = "0"
+    kept = options.work / "ablation.json"
+    runs = read_json(kept) if kept.exists() else {}
+    tiny = write_tiny(
+        folders,
+        821,
+        "regions",
+        cases=TRAINING,
+        spacing=SPACING,
+        patch=32,
+        features=FEATURES,
+        configurations=["3d_fullres"],
+    )
+    held_out = [roi_case(0, FIRST_HELD_OUT + index, SPACING) for index in range(HELD_OUT)]
+    for seed in range(options.seeds):
+        for name, (weight, radius) in CONFIGURATIONS.items():
+            if str(seed) in runs.get(name, {}) or perf_counter() - begin > options.seconds:
+                continue
+            start = perf_counter()
+            chosen = {"surface_weight": weight, "surface_radius": [radius] * 3, "seed": seed}
+            made = train(tiny, Surface, budget(options.epochs, options.iterations) | chosen)
+            runs.setdefault(name, {})[str(seed)] = scores(made, held_out)
+            write_json(kept, runs)
+            print(f"seed {seed}, {name}: {perf_counter() - start:.0f} s", flush=True)
+    text = table(runs)
+    print(text)
+    if options.markdown:
+        options.markdown.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
