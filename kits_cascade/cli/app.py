@@ -5,16 +5,36 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from kits_cascade import __version__
 from kits_cascade.errors import KitsCascadeError
 
+INTERRUPTED = "interrupted; what is finished is kept, run the same command again to go on"
+
+
+class _InterruptionError(KitsCascadeError):
+    exit_code = 130
+
+
+class _Commands(TyperGroup):
+    """Lets an interruption through as an error of ours: click would make a bare "Aborted!" of it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _InterruptionError(INTERRUPTED) from error
+
+
 app = typer.Typer(
     name="kits-cascade",
+    cls=_Commands,
     help="Kidneys, renal tumours and renal cysts in CT, coarse to fine, on top of nnU-Net v2.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -52,7 +72,7 @@ def main() -> None:
     except KitsCascadeError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; what is finished is kept, run the same command again to go on", 130)
+        _fail(INTERRUPTED, _InterruptionError.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -1,0 +1,223 @@
+"""The cascade over one volume, with an oracle instead of networks."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from kits_cascade import Cascade
+from kits_cascade.errors import UsageError
+from kits_cascade.geometry import Box
+from kits_cascade.inference.cascade import CascadeOptions, Speed
+from kits_cascade.inference.orchestrate import paint, paste, run_cascade
+from kits_cascade.inference.roi import merged, regions_of, sampled
+from kits_cascade.labels import CYST, KIDNEY, TUMOR
+from kits_cascade.volume import volume_from_array
+from tests.inference.oracle import HU, Oracle
+
+SPACING = (4.0, 2.0, 2.0)
+RAW = CascadeOptions(postprocess=None)
+
+
+def ball(shape, centre, radius_mm, spacing=SPACING):
+    grid = np.ogrid[tuple(slice(n) for n in shape)]
+    return sum(((a - c) * s) ** 2 for a, c, s in zip(grid, centre, spacing)) <= radius_mm**2
+
+
+def two_kidneys(shape=(40, 60, 120)):
+    labels = np.zeros(shape, np.uint8)
+    labels[ball(shape, (20, 30, 25), 24)] = KIDNEY
+    labels[ball(shape, (20, 30, 95), 24)] = KIDNEY
+    labels[ball(shape, (24, 30, 17), 10)] = TUMOR
+    labels[ball(shape, (16, 36, 95), 8)] = CYST
+    return labels
+
+
+def test_the_truth_comes_back_and_each_kidney_has_a_region_of_its_own():
+    labels = two_kidneys()
+    oracle, stages = Oracle(), []
+    result = run_cascade(HU[labels], SPACING, oracle, RAW, stages.append)
+    np.testing.assert_array_equal(result.labels, labels)
+    assert len(result.boxes) == 2
+    assert not result.boxes[0].intersects(result.boxes[1])
+    assert [call[0] for call in oracle.calls] == ["coarse", "kidney", "masses", "kidney", "masses"]
+    assert stages == ["coarse", "kidney", "masses", "kidney", "masses"]
+    assert set(result.seconds) == {"coarse", "kidney", "masses", "network"}
+    # 20 mm around each kidney, give or take a coarse voxel; the scan ends before that along z and on the outside.
+    first, second = result.boxes
+    for box, truth in ((first, Box.around(labels[..., :60])), (second, Box.around(labels[..., 60:]))):
+        assert all(9 <= a - b <= 12 for a, b in zip(truth.start[1:2], box.start[1:2], strict=True))
+        assert all(9 <= b - a <= 12 for a, b in zip(truth.stop[1:2], box.stop[1:2], strict=True))
+        assert all(4 <= a - b <= 6 for a, b in zip(truth.start[:1], box.start[:1], strict=True))
+    assert first.start[2] in (2, 3)
+    assert 46 <= first.stop[2] <= 50
+
+
+def test_the_fine_stages_are_told_where_the_coarse_one_saw_something():
+    oracle = Oracle()
+    labels = two_kidneys()
+    run_cascade(HU[labels], SPACING, oracle, RAW)
+    _, box, near = oracle.calls[1]
+    assert near.shape == box.shape
+    np.testing.assert_array_equal(near[:, 1:-1:2, 1:-1:2], box.crop(labels)[:, 1:-1:2, 1:-1:2] > 0)
+
+
+def test_kidneys_that_lie_close_share_a_region():
+    labels = np.zeros((30, 60, 80), np.uint8)
+    labels[ball(labels.shape, (15, 30, 25), 20)] = KIDNEY
+    labels[ball(labels.shape, (15, 30, 50), 20)] = KIDNEY
+    result = run_cascade(HU[labels], SPACING, Oracle(), RAW)
+    assert len(result.boxes) == 1
+    np.testing.assert_array_equal(result.labels, labels)
+
+
+def test_a_kidney_at_the_border_of_its_box_gets_a_larger_one_once():
+    labels = np.zeros((40, 60, 100), np.uint8)
+    labels[5:35, 20:40, 10:90] = KIDNEY
+    oracle = Oracle(lost=lambda mask: mask & (np.arange(mask.shape[2]) < 25))  # the coarse stage misses half of it
+    result = run_cascade(HU[labels], SPACING, oracle, RAW)
+    assert [call[0] for call in oracle.calls] == ["coarse", "kidney", "kidney", "masses"]
+    first, second = oracle.calls[1], oracle.calls[2]
+    assert second[1].stop[2] > first[1].stop[2]
+    # What the first look has found is where the second one looks, too.
+    assert second[2][..., first[1].stop[2] - second[1].start[2] - 1].any()
+    assert any("grown" in note for note in result.notes)
+    assert any("also of the grown one" in warning for warning in result.warnings)
+    np.testing.assert_array_equal(result.labels, np.where(np.arange(100) < result.boxes[0].stop[2], labels, 0))
+
+
+def test_a_kidney_cut_by_the_scan_is_no_reason_to_grow():
+    labels = np.zeros((20, 60, 60), np.uint8)
+    labels[:15, 20:40, 20:40] = KIDNEY
+    oracle = Oracle()
+    result = run_cascade(HU[labels], SPACING, oracle, RAW)
+    assert len(oracle.calls) == 3
+    assert not result.notes
+    assert not result.warnings
+
+
+def test_no_kidney_is_an_empty_result_or_a_look_everywhere():
+    labels = two_kidneys()
+    nothing = Oracle(lost=np.zeros_like)
+    result = run_cascade(HU[labels], SPACING, nothing, RAW)
+    assert not result.labels.any()
+    assert "found no kidney" in result.warnings[0]
+    result = run_cascade(HU[labels], SPACING, nothing, CascadeOptions(postprocess=None, on_empty="full"))
+    np.testing.assert_array_equal(result.labels, labels)
+    assert result.boxes == [Box.full(labels.shape)]
+    assert result.warnings
+
+
+def test_postprocessing_is_applied_and_its_notes_kept():
+    labels = two_kidneys()
+    labels[2:4, 5:7, 58:62] = CYST  # away from both kidneys; the coarse stage sees it as well
+    result = run_cascade(HU[labels], SPACING, Oracle(), CascadeOptions(keep_stages=True))
+    assert not result.labels[:5, :10, 50:70].any()
+    assert result.unprocessed[2:4, 5:7, 58:62].all()
+    assert result.notes
+    assert "postprocess" in result.seconds
+
+
+def test_paint_order():
+    kidney, masses, tumor = (np.array(v, bool) for v in ([1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0], [0, 0, 1, 0, 1, 0]))
+    assert paint(kidney, masses, tumor).tolist() == [KIDNEY, CYST, TUMOR, CYST, TUMOR, 0]
+
+
+def test_overlapping_regions_keep_what_is_painted_later():
+    into = np.array([[[0, KIDNEY, CYST, TUMOR, TUMOR, KIDNEY]]], np.uint8)
+    paste(into, Box.full(into.shape), np.array([[[KIDNEY, CYST, TUMOR, CYST, KIDNEY, 0]]], np.uint8))
+    assert into.tolist() == [[[KIDNEY, CYST, TUMOR, TUMOR, TUMOR, KIDNEY]]]
+
+
+def test_regions_never_cost_more_than_one_box_and_ignore_specks():
+    mask = np.zeros((40, 60, 120), bool)
+    mask[10:30, 20:40, 10:30] = True
+    mask[10:30, 20:40, 90:110] = True
+    mask[0, 0, 0] = True  # 16 mm3
+    boxes = regions_of(mask, SPACING, 20.0)
+    assert boxes == [Box((5, 10, 0), (35, 50, 40)), Box((5, 10, 80), (35, 50, 120))]
+    assert regions_of(np.zeros((3, 3, 3), bool), SPACING, 20.0) == []
+    only_speck = np.zeros((40, 60, 120), bool)
+    only_speck[20, 30, 60] = True
+    assert len(regions_of(only_speck, SPACING, 20.0)) == 1
+
+
+def test_merging_goes_on_until_no_two_meet():
+    chain = [Box((0, 0, i), (5, 5, i + 4)) for i in (0, 6, 12)] + [Box((0, 0, 3), (5, 5, 13))]
+    assert merged(chain) == [Box((0, 0, 0), (5, 5, 16))]
+    apart = [Box((0, 0, 0), (2, 2, 2)), Box((7, 7, 7), (9, 9, 9))]
+    assert merged(apart) == apart
+
+
+def test_sampled_takes_the_nearest_voxel():
+    mask = np.zeros((2, 2, 2), bool)
+    mask[1, 1, 1] = True
+    whole = sampled(mask, Box.full((4, 6, 2)), (4, 6, 2))
+    np.testing.assert_array_equal(whole, mask.repeat(2, 0).repeat(3, 1))
+    np.testing.assert_array_equal(sampled(mask, Box((1, 2, 0), (4, 6, 2)), (4, 6, 2)), whole[1:, 2:])
+
+
+# --- from Python
+
+
+@pytest.fixture
+def cascade():
+    return Cascade(predictors=Oracle(), options=RAW)
+
+
+def test_an_array_with_spacing(cascade):
+    labels = two_kidneys()
+    prediction = cascade(HU[labels], SPACING)
+    np.testing.assert_array_equal(prediction.labels, labels)
+    with pytest.raises(UsageError, match="spacing"):
+        cascade(HU[labels])
+    with pytest.raises(UsageError, match="3-D"):
+        cascade(HU[labels][0], SPACING)
+    with pytest.raises(UsageError, match="a dict"):
+        cascade({})
+
+
+def test_a_nibabel_image_keeps_its_axes(cascade):
+    labels = two_kidneys()
+    affine = np.array([[0, 0, -2.0, 7], [0, -2.0, 0, 8], [-4.0, 0, 0, 9], [0, 0, 0, 1]])
+    prediction = cascade(nib.Nifti1Image(HU[labels], affine))
+    there = prediction.to_nibabel()
+    np.testing.assert_array_equal(np.asarray(there.dataobj), labels)
+    np.testing.assert_array_equal(there.affine, affine)
+
+
+def test_a_simpleitk_image_keeps_its_grid(cascade):
+    sitk = pytest.importorskip("SimpleITK")
+    labels = two_kidneys()
+    image = sitk.GetImageFromArray(HU[labels])
+    image.SetSpacing(SPACING[::-1])
+    image.SetOrigin((5, 6, 7))
+    image.SetDirection((0, -1, 0, 1, 0, 0, 0, 0, 1))
+    there = cascade(image).to_sitk()
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(there), labels)
+    assert there.GetSpacing() == image.GetSpacing()
+    assert there.GetOrigin() == image.GetOrigin()
+    assert there.GetDirection() == image.GetDirection()
+
+
+def test_a_path_and_saving(cascade, tmp_path):
+    labels = two_kidneys()
+    nib.save(nib.Nifti1Image(HU[labels], np.diag([*SPACING, 1])), tmp_path / "a ü.nii.gz")
+    path = cascade(tmp_path / "a ü.nii.gz").save(tmp_path / "out")
+    assert path == tmp_path / "out" / "a ü.nii.gz"
+    np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), labels)
+    nib.save(nib.Nifti1Image(HU[labels], np.diag([*SPACING, 1])), tmp_path / "b.nii.gz")
+    with pytest.raises(UsageError, match="2 cases"):
+        cascade(tmp_path)
+
+
+def test_air_only_needs_no_network(cascade):
+    prediction = cascade(volume_from_array(np.full((10, 20, 20), -1000, np.int16), spacing=SPACING))
+    assert not prediction.labels.any()
+    assert "air only" in prediction.warnings[0]
+    assert not cascade.predictors.calls
+
+
+def test_fast_means_no_mirroring_and_fewer_tiles():
+    assert Speed.named(tta=True, fast=False) == Speed()
+    assert Speed.named(tta=True, fast=True) == Speed(tta=False, tile_step=0.75)
+    assert not Speed.named(tta=False, fast=False).tta
