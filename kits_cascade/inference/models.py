@@ -209,8 +209,7 @@ def _chosen(candidates: list[StageModel], pattern: str | None, dataset: Path, ke
         )
     raise ModelError(
         f"{dataset}: several trained networks for the {key} stage: {listed}. Choose one: "
-        f"--model {key}={','.join(model.trainer for model in groups[0])} (a pattern over "
-        "trainer__plans__configuration)"
+        f"--model {key}={','.join(model.name for model in groups[0])} (a pattern over trainer__plans__configuration)"
     )
 
 
