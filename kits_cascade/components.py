@@ -12,7 +12,7 @@ import numpy as np
 from kits_cascade.geometry import Box
 from kits_cascade.volume import Array, Spacing
 
-# A component of a coarse kidney mask below this is noise: the smallest kidney that is still one has fifty times as much.
+# A component of a coarse kidney mask below this is noise: the smallest kidney has fifty times as much.
 SPECK_MM3: Final = 200.0
 
 

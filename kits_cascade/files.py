@@ -87,8 +87,9 @@ def _alive(pid: int) -> bool:
 def link_or_copy(source: Path, target: Path, *, copy: bool = False) -> None:
     """Put the file ``source`` at ``target`` too, without a second copy where the file system allows.
 
-    A hard link is preferred: it stays whole when the source folder is moved or deleted. Where there can be none (another
-    file system, or files of another user) a symbolic link does, and where even that cannot be, or with ``copy``, a copy.
+    A hard link is preferred: it stays whole when the source folder is moved or deleted. Where there can be none
+    (another file system, or files of another user) a symbolic link does, and where even that cannot be, or with
+    ``copy``, a copy.
     """
     source = source.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
