@@ -4,6 +4,9 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 
 import nibabel as nib
 import numpy as np
@@ -405,3 +408,27 @@ def test_processes_give_the_same(source, folders):
     first = convert_dataset(source, folders)
     second = convert_dataset(source, folders, dataset_id=230, jobs=2)
     assert {k: v[1] for k, v in snapshot(first.folder).items()} == {k: v[1] for k, v in snapshot(second.folder).items()}
+
+
+def test_killed_and_started_again_gives_the_same(tmp_path, folders):
+    source = tmp_path / "kits"
+    random = np.random.default_rng(0)
+    for number in range(5):
+        label = np.kron(label_array(), np.ones((8, 16, 16), dtype=np.uint8))
+        save(source / f"case_0000{number}/imaging.nii.gz", random.integers(-200, 300, label.shape).astype(np.int16))
+        save(source / f"case_0000{number}/segmentation.nii.gz", label)
+    whole = convert_dataset(source, folders, dataset_id=230, drop_cyst=True)
+    command = [sys.executable, "-c", "from kits_cascade.cli.app import main; main()", "convert", str(source)]
+    command += ["--drop-cyst", "-j", "1", "--nnunet-dir", str(folders.raw.parent)]
+    target = folders.raw / "Dataset220_KiTS"
+    for wanted in (1, 3):  # killed while this file is being written, or the next one read
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(list((target / "imagesTr").glob("*"))) < wanted:
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+    assert not (target / "dataset.json").exists()
+    report = convert_dataset(source, folders, drop_cyst=True)
+    assert report.total == 5 and report.exit_code == 0
+    before, after = snapshot(whole.folder), snapshot(target)
+    assert {k: v[1] for k, v in before.items()} == {k: v[1] for k, v in after.items()}
