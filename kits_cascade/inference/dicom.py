@@ -86,8 +86,11 @@ def read_series(folder: Path) -> Series:
     with quiet_itk():
         slices = [_slice(path) for path in files if path.name.upper() != "DICOMDIR"]
         chosen, warnings = _one_series(folder, slices)
-        if len(chosen) == 1 and chosen[0].frames > 1:
-            return Series(_read_voxels(folder, chosen), warnings)
+        if any(item.frames > 1 for item in chosen):
+            raise FileFormatError(
+                f"{folder}: {chosen[0].path.name} holds many slices in one file, whose positions cannot be checked; "
+                "export the series as single slices, or convert it to NIfTI (dcm2niix)"
+            )
         ordered = _checked_order(folder, chosen)
         return Series(_read_voxels(folder, ordered), warnings)
 
@@ -255,15 +258,12 @@ def _read_voxels(folder: Path, slices: list[Slice]) -> Volume:
 
     names = [str(item.path) for item in slices]
     try:
-        if len(names) == 1:
-            image = SimpleITK.ReadImage(names[0])
-        else:
-            reader = SimpleITK.ImageSeriesReader()
-            reader.SetFileNames(names)
-            if len({item.rescale for item in slices}) > 1:
-                # ITK takes the voxel type from the first slice; another slice's slope may need fractions.
-                reader.SetOutputPixelType(SimpleITK.sitkFloat32)
-            image = reader.Execute()
+        reader = SimpleITK.ImageSeriesReader()
+        reader.SetFileNames(names)
+        if len({item.rescale for item in slices}) > 1:
+            # ITK takes the voxel type from the first slice; another slice's slope may need fractions.
+            reader.SetOutputPixelType(SimpleITK.sitkFloat32)
+        image = reader.Execute()
     except RuntimeError as error:
         raise FileFormatError(f"{folder}: cannot be read ({reason(error)})") from error
     volume, _ = volume_of(image, folder)

@@ -7,6 +7,7 @@ when it is loaded, so that one bad case never keeps the others from being worked
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -72,7 +73,15 @@ def find_cases(source: Path) -> list[InputCase]:
     found = list(_folder_cases(source))
     if not found:
         raise UsageError(f"{source}: no case in it; needed is {TAKES}")
-    return sorted(_unique(found), key=lambda case: case.name)
+    return sorted(_unique([_printable(case) for case in found]), key=lambda case: case.name)
+
+
+def _printable(case: InputCase) -> InputCase:
+    """A name that is no text (written under another encoding) can neither be shown nor put into run.json."""
+    name = "".join("?" if unicodedata.category(letter) in {"Cc", "Cs"} else letter for letter in case.name)
+    if name == case.name:
+        return case
+    return replace(case, name=name, problem="its file name is not valid text (UTF-8); rename it")
 
 
 def _file_case(path: Path) -> InputCase:
@@ -243,11 +252,11 @@ def _judge_values(array: Array) -> tuple[tuple[str, ...], bool]:
 
 
 def result_path(case: InputCase, out_folder: Path) -> Path:
-    """Where the result of a case is written. Never the input itself."""
-    path = out_folder / case.result_name
-    if path.exists() and case.path.exists() and path.samefile(case.path):
-        raise UsageError(f"{path} is the input itself; choose another output folder")
-    return path
+    """Where the result of a case is written. Never among the inputs: the next run would take it for one."""
+    folder = case.path.parent
+    if case.path.exists() and case.kind in {"nifti", "itk"} and out_folder.exists() and out_folder.samefile(folder):
+        raise UsageError(f"{out_folder} is the folder of the inputs; choose another one for the results")
+    return out_folder / case.result_name
 
 
 def write_result(loaded: LoadedCase, labels: Array, out_folder: Path) -> Path:

@@ -162,6 +162,8 @@ class RunManifest:
 
     def _put(self, record: CaseRecord) -> None:
         record.settings, record.run = self.settings, self.run_id
+        # Names of files are bytes, and may not be text; JSON is.
+        record.input = record.input.encode("utf-8", "replace").decode("utf-8")
         record.seconds = {stage: round(seconds, 3) for stage, seconds in record.seconds.items()}
         if not self._header_written:
             write_json(self.state / "runs" / f"{self.run_id}.json", self.header)

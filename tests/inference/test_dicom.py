@@ -201,6 +201,13 @@ def test_what_else_can_be_wrong(tmp_path):
     assert "IM002.dcm is not a readable DICOM image" in reason(tmp_path / "cut")
 
 
+def test_many_slices_in_one_file_are_named(tmp_path):
+    image = SimpleITK.GetImageFromArray(values())
+    image.SetMetaData("0008|0060", "CT")
+    SimpleITK.WriteImage(image, str(tmp_path / "all.dcm"))
+    assert "many slices in one file" in reason(tmp_path)
+
+
 def test_itk_keeps_quiet(tmp_path, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

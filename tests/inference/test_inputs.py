@@ -1,4 +1,5 @@
 import gzip
+import os
 from itertools import permutations, product
 
 import nibabel as nib
@@ -8,6 +9,7 @@ import SimpleITK
 
 from kits_cascade.errors import CaseError, UsageError
 from kits_cascade.inference.inputs import find_cases, load_case, result_path, write_result
+from kits_cascade.inference.manifest import RunManifest
 
 SHAPE = (6, 7, 8)
 AFFINE = np.array([[-0.8, 0, 0, 10], [0, -0.7, 0, 20], [0, 0, 2.5, -30], [0, 0, 0, 1.0]])
@@ -220,9 +222,25 @@ def test_itk_in_all_orientations_is_one_volume(tmp_path, order):
         assert np.allclose(volume.affine, base.affine, atol=1e-4)
 
 
-def test_the_input_is_never_overwritten(tmp_path):
-    nifti(tmp_path / "a.nii.gz")
+def test_results_never_lie_among_the_inputs(tmp_path):
+    nifti(tmp_path / "a_0000.nii.gz")
     loaded = load_only(tmp_path)
-    with pytest.raises(UsageError, match="the input itself"):
+    with pytest.raises(UsageError, match="the folder of the inputs"):
         write_result(loaded, labels_of(loaded.volume), tmp_path)
     assert result_path(loaded.case, tmp_path / "out") == tmp_path / "out" / "a.nii.gz"
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    path = nifti(tmp_path / "a.nii.gz")
+    path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller.nii.gz"))
+    nifti(tmp_path / "two\nlines.nii.gz")
+    nifti(tmp_path / "good.nii.gz")
+    cases = find_cases(tmp_path)
+    assert [(case.name, bool(case.problem)) for case in cases] == [
+        ("M?ller", True),
+        ("good", False),
+        ("two?lines", True),
+    ]
+    out = tmp_path / "out"
+    RunManifest(out).failed(cases[0].name, cases[0].path, cases[0].problem)
+    assert "rename it" in (out / "run.json").read_text(encoding="utf-8")

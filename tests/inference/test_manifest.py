@@ -1,5 +1,4 @@
 import csv
-import json
 import subprocess
 import sys
 
@@ -26,7 +25,7 @@ def finish(run, name, out, source=None, lesions=()):
     source = source or out.parent / "in" / f"{name}.nii.gz"
     source.parent.mkdir(parents=True, exist_ok=True)
     if not source.exists():
-        source.write_text(name)
+        source.write_text(name, encoding="utf-8")
     output = out / f"{name}.nii.gz"
     write_text(output, f"labels of {name}")
     record = CaseRecord(name, "", input=str(source), seconds={"coarse": 1.23456}, volumes_ml={"kidney": 300.5})
@@ -155,7 +154,7 @@ def test_several_processes_lose_nothing(tmp_path):
     for writer in writers:
         writer.communicate()
         assert writer.returncode == 0
-    content = json.loads((out / "run.json").read_text())
+    content = read_json(out / "run.json")
     assert sorted(content["cases"]) == sorted(f"{name} {index:02d}" for name in "abc" for index in range(25))
     assert len(content["runs"]) == 3
     assert not [path for path in out.rglob("*") if ".kc-tmp-" in path.name]
