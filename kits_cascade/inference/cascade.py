@@ -169,7 +169,7 @@ def _one_case(path: Path) -> LoadedCase:
 def _loaded(volume: Volume, grid: Any = None) -> LoadedCase:
     if volume.array.dtype == np.float64:
         volume = volume.with_array(volume.array.astype(np.float32))
-    return judged(LoadedCase(InputCase("image", Path("image.nii.gz"), "nifti"), volume, grid))
+    return judged(LoadedCase(InputCase("image", Path("image in memory"), "nifti"), volume, grid))
 
 
 def _from_array(array: Array, spacing: Spacing | None) -> Volume:

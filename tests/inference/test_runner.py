@@ -166,7 +166,7 @@ def test_a_foreign_file_of_the_same_name_is_left_alone(tmp_path):
     summary = run(tmp_path / "in", tmp_path / "out")
     assert list(summary.failed) == ["case 1"]
     assert foreign.read_bytes() == b"mine"
-    with pytest.raises(UsageError, match="input itself"):
+    with pytest.raises(UsageError, match="folder of the inputs"):
         write_case(tmp_path / "same" / "x.nii.gz")
         run(tmp_path / "same", tmp_path / "same")
 
