@@ -50,11 +50,12 @@ def volumes_ml(labels: Array, spacing: Spacing) -> dict[str, float]:
 
 def body_midline(image: Array, affine: Array) -> float | None:
     """World x of the middle of the body, from the whole image; None when nothing is in it."""
-    coarse = image[::_STRIDE, ::_STRIDE, ::_STRIDE]
-    z, y, x = np.nonzero(coarse > _TISSUE_HU)
-    if not len(x):
+    tissue = image[::_STRIDE, ::_STRIDE, ::_STRIDE] > _TISSUE_HU
+    total = int(np.count_nonzero(tissue))
+    if not total:
         return None
-    mean = [x.mean() * _STRIDE, y.mean() * _STRIDE, z.mean() * _STRIDE, 1.0]
+    along = [tissue.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in (2, 1, 0)]
+    mean = [float(counts @ np.arange(len(counts))) / total * _STRIDE for counts in along] + [1.0]
     return float(affine[0] @ mean)
 
 
