@@ -101,9 +101,11 @@ class KitsTrainer(nnUNetTrainer):
     @property
     def class_names(self) -> list[str]:
         """Names of the foreground classes in the order of the heads."""
-        labels = self.dataset_json["labels"]
-        names = [name for name in labels if name not in ("background", "ignore")]
-        return names if self.label_manager.has_regions else sorted(names, key=lambda name: int(labels[name]))
+        labels = {n: v for n, v in self.dataset_json["labels"].items() if n not in ("background", "ignore")}
+        if self.label_manager.has_regions:
+            return list(labels)
+        by_value = {int(np.atleast_1d(value)[0]): name for name, value in labels.items()}
+        return [by_value.get(int(value), str(value)) for value in self.label_manager.foreground_labels]
 
     # --- network and data
 
@@ -136,7 +138,7 @@ class KitsTrainer(nnUNetTrainer):
         datasets = super().get_tr_and_val_datasets()
         if not isinstance(self.label_manager, HeadLabels):
             return datasets
-        values = {int(v) for region in self.label_manager.foreground_regions for v in np.atleast_1d(region)}
+        values = set(self.label_manager.foreground_labels)
         training, validation = (FocusedCases(dataset, values) for dataset in datasets)
         return training, validation
 
@@ -223,7 +225,7 @@ class KitsTrainer(nnUNetTrainer):
 
 
 def guarded(transforms: Sequence[Any], images: Sequence[int], perturb: Sequence[PerturbPrior]) -> list[Any]:
-    """nnU-Net's transforms, those of intensity kept to the channels ``images``, and ``perturb`` once geometry is done."""
+    """nnU-Net's transforms: those of intensity see the channels ``images``, and ``perturb`` follows on geometry."""
     out: list[Any] = []
     last = max(i for i, t in enumerate(transforms) if isinstance(t, (SpatialTransform, Convert2DTo3DTransform)))
     for index, transform in enumerate(transforms):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, Final
 
+import numpy as np
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from kits_cascade.errors import DatasetError
@@ -119,6 +120,11 @@ class HeadLabels(LabelManager):
         """Of the preprocessed dataset."""
         label: int | None = self._source.ignore_label
         return label
+
+    @property
+    def foreground_labels(self) -> list[int]:
+        """Of the heads: nnU-Net's own cascade gives each of them an input channel."""
+        return sorted({int(v) for region in self.foreground_regions for v in np.atleast_1d(region)})
 
 
 class FocusedCases:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 
+from kits_cascade.errors import UsageError
 from kits_cascade.training.augment import DistanceMaps
 from kits_cascade.training.base import KitsTrainer
 from kits_cascade.training.losses import BoundaryLoss, SurfaceOverlapLoss, WithExtraTerm, ramp, surface_radius
@@ -25,11 +26,13 @@ class SurfaceLossTrainer(KitsTrainer):
         return WithExtraTerm(super()._build_loss(), self._surface_loss())
 
     def _surface_loss(self) -> SurfaceOverlapLoss:
-        radius = self.settings.surface_radius
-        if radius is None:
-            radius = surface_radius(self.spacing, self.settings.surface_tolerance_mm)
+        radius = self.settings.surface_radius or surface_radius(self.spacing, self.settings.surface_tolerance_mm)
+        if len(radius) < len(self.spacing):
+            raise UsageError(
+                f"option surface_radius is {list(radius)}; {self.configuration_name} has more axes than that"
+            )
         return SurfaceOverlapLoss(
-            radius[-len(self.spacing) :],
+            radius[-len(self.spacing) :],  # a 2d configuration takes the last two of three
             regions=self.label_manager.has_regions,
             ignore_label=self.label_manager.ignore_label,
             batch_dice=self.configuration_manager.batch_dice,

@@ -27,7 +27,7 @@ from kits_cascade.training.trainers import SurfaceLossTrainer
 from tests.training.tiny import folders_in, inline_workers, roi_case, write_tiny
 
 SPACING = (3.0, 3.0, 3.0)
-TRAINING, HELD_OUT = 10, 8
+TRAINING, HELD_OUT = 8, 8
 FIRST_HELD_OUT = 100
 FEATURES = (16, 32, 64)
 # name -> weight, radius in voxels
@@ -143,8 +143,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=1e9, help="start no run after this time; run again to go on")
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
@@ -152,6 +152,7 @@ def main():
     folders = folders_in(options.work)
     folders.export()
     os.environ["nnUNet_n_proc_DA"] = "0"
+    torch.set_num_threads(1)  # threads of a tiny network wait for each other more than they work
     kept = options.work / "ablation.json"
     runs = read_json(kept) if kept.exists() else {}
     tiny = write_tiny(

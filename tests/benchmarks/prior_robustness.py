@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+import torch
 
 from kits_cascade.evaluation.statistics import mean_with_interval
 from kits_cascade.files import read_json, write_json
@@ -73,8 +74,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=1e9, help="start no run after this time; run again to go on")
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
@@ -82,9 +83,10 @@ def main():
     folders = folders_in(options.work)
     folders.export()
     os.environ["nnUNet_n_proc_DA"] = "0"
+    torch.set_num_threads(1)  # threads of a tiny network wait for each other more than they work
     kept = options.work / "prior.json"
     runs = read_json(kept) if kept.exists() else {name: {} for name in PROBABILITIES}
-    plan = {"patch": 32, "features": FEATURES, "configurations": ["3d_fullres"]}
+    plan = {"patch": 24, "features": FEATURES, "configurations": ["3d_fullres"]}
     tiny = write_tiny(folders, 831, "masses", cases=TRAINING, spacing=SPACING, **plan)
     held_out = [roi_case(0, 100 + index, SPACING) for index in range(HELD_OUT)]
     for seed in range(options.seeds):

@@ -123,6 +123,7 @@ def main():
     folders = folders_in(options.work)
     folders.export()
     os.environ |= {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
+    torch.set_num_threads(1)
     kept = options.work / "rows.json"
     rows = read_json(kept) if kept.exists() else {}
     begin = perf_counter()

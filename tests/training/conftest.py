@@ -17,3 +17,14 @@ def nnunet(tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(folder))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     return folders
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Threads of a tiny network wait for each other more than they work, and the more so on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -42,20 +42,8 @@ def test_train_predict_export_install(nnunet, tmp_path):
     model = nnunet.results / name / f"{trainer}__nnUNetPlans__3d_fullres"
     assert read_json(model / "fold_0" / "training_progress.json")["classes"] == ["tumor"]
     bundle = tmp_path / "model.zip"
-    run(
-        nnunet,
-        "nnUNetv2_export_model_to_zip",
-        "-d",
-        name,
-        "-o",
-        str(bundle),
-        "-c",
-        "3d_fullres",
-        "-tr",
-        trainer,
-        "-f",
-        "0",
-    )
+    what = ("-d", name, "-c", "3d_fullres", "-tr", trainer, "-f", "0")
+    run(nnunet, "nnUNetv2_export_model_to_zip", *what, "-o", str(bundle))
     elsewhere = folders_in(tmp_path / "elsewhere")
     run(elsewhere, "nnUNetv2_install_pretrained_model_from_zip", str(bundle))
     out = tmp_path / "out"

@@ -101,6 +101,7 @@ def test_the_ignore_label_is_the_datasets():
     assert manager.all_labels == [0, 1, 2, 3], "the loader's key of the annotated voxels"
     assert manager.foreground_regions == [(2, 2)]
     assert manager.num_segmentation_heads == 1
+    assert manager.foreground_labels == [2]
 
 
 class Cases:

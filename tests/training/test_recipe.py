@@ -97,9 +97,7 @@ def test_the_whole_recipe(folders):
 
 def test_a_second_run_repeats_no_finished_fold(folders):
     stopped = Player(folders, stop_at="nnUNetv2_train 222 3d_fullres 2")
-    with pytest.raises(
-        KitsCascadeError, match=r"train fold 2 .*exit code 1 .nnUNetv2_train 222 3d_fullres 2.*again"
-    ):
+    with pytest.raises(KitsCascadeError, match=r"train fold 2 .*exit code 1 .nnUNetv2_train 222 3d_fullres 2.*again"):
         train(folders, run=stopped)
     fold = folders.results / NAMES[222] / "SurfaceLossTrainer__nnUNetPlans__3d_fullres" / "fold_2"
     fold.mkdir()

@@ -15,7 +15,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 import kits_cascade
-from kits_cascade.errors import DatasetError, MissingExtraError
+from kits_cascade.errors import DatasetError, MissingExtraError, UsageError
 from kits_cascade.training import base, trainers
 from kits_cascade.training.augment import OnChannels, PerturbPrior
 from kits_cascade.training.losses import SurfaceOverlapLoss, WithExtraTerm
@@ -103,6 +103,9 @@ def test_the_radius_can_be_set(nnunet):
     tiny = Plain(nnunet)
     assert built(make(tiny, surface_radius=[0, 0, 0])).extra.radius == (0, 0, 0)
     assert built(make(tiny, surface_tolerance_mm=3.0)).extra.radius == (3, 3, 3)
+    assert built(make(tiny, configuration="2d", surface_radius=[1, 2, 3])).extra.radius == (2, 3)
+    with pytest.raises(UsageError, match=r"\[1\].*3d_fullres has more axes"):
+        built(make(tiny, surface_radius=[1]))
 
 
 def test_class_attributes_set_options_below_the_plans(nnunet, monkeypatch):
@@ -181,6 +184,12 @@ def test_the_predictors_network_has_a_binary_mask_channel(nnunet):
         assert torch.equal(network(image), network(hard))
 
 
+def test_class_names_follow_the_heads(nnunet):
+    assert make(Plain(nnunet, {"background": 0, "cyst": 2, "kidney": [1]})).class_names == ["kidney", "cyst"]
+    assert make(Plain(nnunet), "RegionTrainer").class_names == ["kidney", "masses", "tumor"]
+    assert make(Plain(nnunet), "TumorTrainer").class_names == ["tumor"]
+
+
 @pytest.fixture
 def regions(nnunet):
     return write_tiny(nnunet, 801, "regions", **SMALL)
@@ -219,7 +228,7 @@ def test_a_training_leaves_what_the_predictor_needs(regions):
 def test_validation_measures_the_heads_regions(nnunet, kind, trainer, values):
     """summary.json counts the voxels of the head's region, though truth and prediction hold other labels too."""
     made = trained(make(write_tiny(nnunet, 804, kind, cases=2, **SMALL | {"patch": 32}), trainer))
-    made.inference_allowed_mirroring_axes = ()
+    made.inference_allowed_mirroring_axes = None
     with inline_workers():
         made.perform_actual_validation()
     summary = json.loads((Path(made.output_folder) / "validation" / "summary.json").read_text())

@@ -167,6 +167,7 @@ def write_tiny(
 
 def _preprocess(tiny, names, configurations):
     base = tiny.preprocessed
+    shutil.rmtree(base, ignore_errors=True)
     base.mkdir(parents=True, exist_ok=True)
     write_json(base / "dataset.json", tiny.dataset_json)
     write_json(base / f"{PLANS_NAME}.json", tiny.plans)
