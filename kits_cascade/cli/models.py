@@ -23,7 +23,7 @@ Model = Annotated[
     list[str] | None,
     typer.Option(help="Which network where several are trained: STAGE=PATTERN over trainer__plans__configuration."),
 ]
-Folds = Annotated[list[str] | None, typer.Option("-f", "--folds", help="Folds: -f 0,1,2; by default all trained.")]
+Folds = Annotated[list[str] | None, typer.Option("-f", "--folds", help="Folds: -f 0 1 2; by default all trained.")]
 Checkpoint = Annotated[str | None, typer.Option(help="File name of the checkpoints; checkpoint_final.pth by default.")]
 Ids = Annotated[str, typer.Option(help="Dataset ids of the three stages.")]
 
@@ -62,6 +62,7 @@ def list_models(
 def export(
     out: Annotated[Path, typer.Argument(help="The zip to write.")],
     folds: Folds = None,
+    more_folds: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     model: Model = None,
     checkpoint: Checkpoint = None,
     ids: Ids = "221,222,223",
@@ -79,7 +80,7 @@ def export(
     if target.exists() and not overwrite:
         raise UsageError(f"{target} is there already; give --overwrite to replace it")
     found = resolve_models(
-        folds=parse_folds(folds, None),
+        folds=parse_folds(folds, more_folds),
         choose=parse_choices(model),
         checkpoint=checkpoint,
         dataset_ids=parse_ids(ids),

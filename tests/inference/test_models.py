@@ -516,6 +516,7 @@ def test_the_commands(results, tmp_path):
     listed = run("list")
     assert listed.returncode == 0, listed.stderr
     assert listed.stdout.count("Dataset222_KidneyFine/SurfaceLossTrainer__nnUNetPlans__3d_fullres") == 2
+    assert run("export", str(tmp_path / "both"), "-f", "0", "1").returncode == 0
     assert run("export", str(tmp_path / "m"), "-f", "0").returncode == 0
     assert run("export", str(tmp_path / "m")).returncode == 2
     done = run("import", str(tmp_path / "m.zip"), "--to", str(tmp_path / "new"))
