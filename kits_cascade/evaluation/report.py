@@ -15,11 +15,11 @@ from kits_cascade.evaluation import figures
 from kits_cascade.evaluation.cases import nifti_files, truth_files
 from kits_cascade.evaluation.metrics import METRICS, TARGETS
 from kits_cascade.evaluation.pictures import CasePicture, PictureTask, draw_case
+from kits_cascade.evaluation.runs import RunInfo
 from kits_cascade.evaluation.score import FULL_JSON, CaseScore, ScoreTable, evaluate_folder
-from kits_cascade.files import read_json, write_text
+from kits_cascade.files import write_text
 from kits_cascade.inference.inputs import find_cases
 from kits_cascade.inference.itk import is_itk
-from kits_cascade.inference.manifest import RUN_JSON
 from kits_cascade.labels import LABEL_NAMES, REGIONS
 from kits_cascade.parallel import Progress, run_cases
 from kits_cascade.volume import case_name
@@ -82,7 +82,7 @@ def build_report(
     With ``truth`` the predictions are scored first; without it, an evaluation.json in the folder gives the scores.
     """
     predictions = prediction_files(out)
-    run = _run(out)
+    run = RunInfo.read(out)
     scores = _scores(out, truth, jobs, progress)
     order = _order(predictions, scores)
     drawn, failures = _draw(out, predictions, order, run, truth, images, panels, jobs, progress)
@@ -103,15 +103,6 @@ def prediction_files(out: Path) -> dict[str, Path]:
     return found
 
 
-def _run(out: Path) -> dict[str, Any]:
-    """run.json where kits-cascade predict has left one; another program's folder has none."""
-    try:
-        content = read_json(out / RUN_JSON)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _scores(out: Path, truth: Path | None, jobs: int | None, progress: Progress | None) -> ScoreTable | None:
     if truth is not None:
         table = evaluate_folder(out, truth, out, jobs=jobs, progress=progress)
@@ -129,7 +120,7 @@ def _draw(
     out: Path,
     predictions: Mapping[str, Path],
     order: Sequence[str],
-    run: Mapping[str, Any],
+    run: RunInfo,
     truth: Path | None,
     images: Path | None,
     panels: int,
@@ -137,7 +128,7 @@ def _draw(
     progress: Progress | None,
 ) -> tuple[dict[str, CasePicture], list[str]]:
     truths = {case: paths[0] for case, paths in truth_files(truth).items()} if truth else {}
-    image_paths = {case.name: case.path for case in find_cases(images)} if images else _inputs(out, run)
+    image_paths = {case.name: case.path for case in find_cases(images)} if images else run.inputs
     tasks = []
     for index, case in enumerate(order):
         panel = out / FIGURES_FOLDER / f"{case}.png" if index < panels else None
@@ -149,18 +140,6 @@ def _draw(
         else:
             drawn[outcome.name] = outcome.result
     return drawn, sorted(failures)
-
-
-def _inputs(out: Path, run: Mapping[str, Any]) -> dict[str, Path]:
-    """Where run.json says that the images were."""
-    found = {}
-    for case, record in dict(run.get("cases", {})).items():
-        path = Path(str(record.get("input", "")))
-        places = (path, out / path) if str(path) != "." else ()
-        existing = next((place for place in places if place.exists()), None)
-        if existing is not None:
-            found[case] = existing
-    return found
 
 
 def _figures(out: Path, scores: ScoreTable) -> list[Path]:
@@ -176,7 +155,7 @@ def _render(
     order: Sequence[str],
     drawn: Mapping[str, CasePicture],
     scores: ScoreTable | None,
-    run: Mapping[str, Any],
+    run: RunInfo,
     failures: Sequence[str],
 ) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -190,41 +169,22 @@ def _render(
     return environment.get_template("report.html").render(
         title=out.resolve().name,
         version=__version__,
-        run=_about(run),
-        failed=_failed(run),
+        run=run.about,
+        failed=run.failed,
         scores=scores if by_case else None,
         summary=scores.summary() if scores and by_case else None,
         findings=scores.findings if scores else (),
         failures=failures,
-        cases=[{"name": name, "score": by_case.get(name), "picture": drawn.get(name)} for name in order],
+        cases=[
+            {"name": name, "score": by_case.get(name), "picture": drawn.get(name), "remarks": run.remarks(name)}
+            for name in order
+        ],
         strips=_strips(order, drawn, by_case),
         regions=REGIONS,
         targets=TARGETS,
         metrics=METRICS,
         has_truth=any(plane.truth for picture in drawn.values() for plane in picture.planes),
     )
-
-
-def _about(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The run in words, from run.json."""
-    models = [str(m.get("name") or m.get("path") or m.get("stage") or "") for m in run.get("models", [])]
-    options = ", ".join(f"{key} {value}" for key, value in dict(run.get("options", {})).items() if value is not None)
-    versions = ", ".join(f"{name} {version}" for name, version in dict(run.get("versions", {})).items())
-    seconds = [sum(r.get("seconds", {}).values()) for r in dict(run.get("cases", {})).values() if r.get("seconds")]
-    rows = [
-        ("Started", str(run.get("started", ""))),
-        ("Device", str(run.get("device", ""))),
-        ("Models", ", ".join(filter(None, models))),
-        ("Options", options),
-        ("Time per case", f"{np.mean(seconds):.1f} s on average, {max(seconds):.1f} s at most" if seconds else ""),
-        ("Versions", versions),
-    ]
-    return [(name, value) for name, value in rows if value]
-
-
-def _failed(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    records = dict(run.get("cases", {})).items()
-    return [(case, str(record.get("reason", ""))) for case, record in records if record.get("status") == "failed"]
 
 
 def _strips(
