@@ -150,6 +150,20 @@ def test_preprocessing_gives_what_nnunet_gives(planned, stage, spline):
         assert np.array_equal(np.asarray(ours[2][key], dtype=object), np.asarray(value, dtype=object)), key
 
 
+@pytest.mark.parametrize("shape", [(9, 14, 11), (31, 8, 20), (20, 21, 22)])
+def test_labels_are_resampled_as_nnunet_does(shape):
+    from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
+
+    from kits_cascade.data.lean import resampled_labels
+
+    seg = np.random.default_rng(0).integers(-1, 3, (1, 20, 21, 22)).astype(np.int8)
+    seg[:, 4:12, 5:15, 3:18] = 2
+    theirs = resample_torch_fornnunet(seg, shape, (1, 1, 1), (1, 1, 1), is_seg=True, force_separate_z=False)
+    ours = resampled_labels(seg, shape)
+    assert ours.dtype == theirs.dtype
+    np.testing.assert_array_equal(ours, theirs)
+
+
 def test_fingerprint_is_what_nnunet_measures(planned):
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
     from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
