@@ -79,14 +79,19 @@ def check_geometry(image: Volume, label: Volume) -> None:
 
 def case_facts(name: str, image: Volume, label: Volume) -> dict[str, Any]:
     """What selection, stratified splits and statistics want to know, without reading the case again."""
-    counts = label_counts(label.array)
     return {
         "phase": contrast_phase(name),
         "shape": list(image.shape),
         "spacing": [round(size, 6) for size in image.spacing],
         "hu": [float(image.array.min()), float(image.array.max())],
-        "label_voxels": {str(value): int(counts[value]) for value in kits.LABEL_NAMES},
+        "label_voxels": label_voxels(label),
     }
+
+
+def label_voxels(label: Volume) -> dict[str, int]:
+    """Voxels of each KiTS label, as written to JSON."""
+    counts = label_counts(label.array)
+    return {str(value): int(counts[value]) for value in kits.LABEL_NAMES}
 
 
 def identity(case: KitsCase) -> dict[str, list[Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kits_cascade import labels as kits
-from kits_cascade.data.cases import case_facts, identity, place, read_case
+from kits_cascade.data.cases import case_facts, identity, label_voxels, place, read_case
 from kits_cascade.data.layouts import KitsCase, find_cases, kits19_test_cases
 from kits_cascade.data.source_dataset import ConvertOptions, SourceDataset, source_folder
 from kits_cascade.environment import NnunetFolders
@@ -191,10 +191,9 @@ def _put_in(task: _Task) -> _Done:
             return _Done(unselected=reason)
         how = place(case.image, task.image, copy=task.copy)
         if options.drop_cyst and facts["label_voxels"][str(kits.CYST)]:
-            array = label.array.copy()
-            array[array == kits.CYST] = kits.KIDNEY
-            write_volume(task.label, label, array)
-            facts = case_facts(case.name, image, label.with_array(array))
+            label.array[label.array == kits.CYST] = kits.KIDNEY
+            write_volume(task.label, label)
+            facts["label_voxels"] = label_voxels(label)
         else:
             place(case.segmentation, task.label, copy=task.copy)
     except OSError as error:
