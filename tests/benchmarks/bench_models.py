@@ -1,0 +1,102 @@
+"""Networks and images for the prediction benchmarks.
+
+Speed does not depend on what a network has learned, but on its size, and the cascade's also on where it finds kidneys.
+So these networks have a real U-Net's cost, and answer by thresholds: the labelled voxels of the images are lifted above
+all else.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from torch import nn
+
+from kits_cascade.labels import CYST, KIDNEY, TUMOR
+from kits_cascade.phantom import paint_ct
+from kits_cascade.stages import COARSE, FINE_SPACING_MM, KIDNEY_STAGE, MASSES_STAGE, PLANS_NAME
+from kits_cascade.volume import read_labels, volume_from_array, write_volume
+from tests.inference import handmade
+
+KIDNEY_HU, CYST_HU, TUMOR_HU = 1100, 900, 1500
+CLIP = {"mean": 100.0, "std": 400.0, "percentile_00_5": -200.0, "percentile_99_5": 1800.0}
+
+
+class ThresholdUNet(nn.Module):
+    """A U-Net whose work is done and counts for nothing, beside logits from thresholds."""
+
+    def __init__(self, input_channels, num_classes, features, deep_supervision=False):
+        super().__init__()
+        stages = len(features)
+        self.unet = PlainConvUNet(
+            input_channels,
+            stages,
+            features,
+            nn.Conv3d,
+            3,
+            [1] + [2] * (stages - 1),
+            2,
+            num_classes,
+            2,
+            conv_bias=True,
+            norm_op=nn.InstanceNorm3d,
+            norm_op_kwargs={"eps": 1e-5, "affine": True},
+            nonlin=nn.LeakyReLU,
+            nonlin_kwargs={"inplace": True},
+        )
+        self.two = input_channels == 2
+
+    def forward(self, x):
+        nothing = self.unet(x) * 0
+        hu = x[:, :1] * CLIP["std"] + CLIP["mean"]
+        kidney = (hu - 780) / 20
+        if not self.two:
+            return nothing + torch.cat([-kidney, kidney], dim=1)
+        inside = (x[:, 1:] - 0.5) * 20
+        tumor = (hu - 1300) / 20
+        masses = torch.minimum(torch.maximum((1000 - hu) / 20, tumor), inside)
+        return nothing + torch.cat([masses, torch.minimum(tumor, inside)], dim=1)
+
+
+def write_models(results: Path, patch=(128, 128, 128), coarse_patch=(64, 64, 64), features=(16, 32, 64, 128)):
+    """Models of all stages at the cascade's real spacings."""
+    torch.manual_seed(0)
+    for stage in (COARSE, KIDNEY_STAGE, MASSES_STAGE):
+        coarse = stage is COARSE
+        spacing = [3.0, 2.0, 2.0] if coarse else [FINE_SPACING_MM] * 3
+        plans = handmade.plans(stage, list(coarse_patch if coarse else patch), spacing, torch_resampling=coarse)
+        channels = len(stage.channels)
+        plans["foreground_intensity_properties_per_channel"] = {str(c): CLIP for c in range(channels)}
+        plans["configurations"][stage.configuration]["architecture"] = {
+            "network_class_name": "tests.benchmarks.bench_models.ThresholdUNet",
+            "arch_kwargs": {"features": list(features)},
+            "_kw_requires_import": [],
+        }
+        folder = results / stage.dataset / f"nnUNetTrainer__{PLANS_NAME}__{stage.configuration}"
+        (folder / "fold_0").mkdir(parents=True, exist_ok=True)
+        checkpoint = {
+            "network_weights": ThresholdUNet(channels, 2, features).state_dict(),
+            "trainer_name": "nnUNetTrainer",
+            "init_args": {"configuration": stage.configuration, "fold": 0},
+            "inference_allowed_mirroring_axes": (0, 1, 2),
+        }
+        torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
+        (folder / "plans.json").write_text(json.dumps(plans))
+        (folder / "dataset.json").write_text(json.dumps(handmade.dataset_json(stage)))
+    return results
+
+
+def write_image(mask: Path, image: Path, truth: Path, slices: int | None = None) -> tuple[int, ...]:
+    """A painted CT around a published mask, stored as KiTS stores; ``slices`` lengthens or cuts the scan. Its shape."""
+    labels = read_labels(mask)
+    if slices is not None:
+        missing = max(0, slices - labels.shape[0])
+        array = np.pad(labels.array, ((0, missing), (0, 0), (0, 0)))[:slices]
+        labels = volume_from_array(array, labels.affine)
+    painted = paint_ct(labels, 0)
+    for label, hu in ((KIDNEY, KIDNEY_HU), (CYST, CYST_HU), (TUMOR, TUMOR_HU)):
+        painted.array[labels.array == label] = hu
+    write_volume(image, painted)
+    write_volume(truth, labels)
+    return labels.shape

@@ -1,0 +1,106 @@
+"""The cascade by hand, as one would do it with nnU-Net's own commands: predict 221, crop, predict 222 and 223, paste.
+
+python -m tests.inference.manual -i IMAGES -o OUT [--boxes RUN.JSON] [--results DIR] [--tta] [--step 0.5]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from kits_cascade.geometry import Box
+from kits_cascade.inference.orchestrate import paint, paste
+from kits_cascade.inference.postprocess import postprocess
+from kits_cascade.inference.roi import regions_of
+from kits_cascade.stages import COARSE, KIDNEY_STAGE, MASSES_STAGE, MASSES_TUMOR, ROI_MARGIN_MM
+from kits_cascade.volume import case_name, read_labels, read_volume, write_volume
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+
+def nnunet_predict(images, out, stage, results, step, tta):
+    """nnU-Net's own command, one worker for each of its pools."""
+    (folder,) = (Path(results) / stage.dataset).glob(f"*__*__{stage.configuration}")
+    trainer, plans, configuration = folder.name.split("__")
+    command = [
+        sys.executable,
+        "-c",
+        "from nnunetv2.inference.predict_from_raw_data import predict_entry_point as p; p()",
+    ]
+    command += [
+        "-i",
+        images,
+        "-o",
+        out,
+        "-d",
+        stage.dataset,
+        "-tr",
+        trainer,
+        "-p",
+        plans,
+        "-c",
+        configuration,
+        "-f",
+        "0",
+    ]
+    command += ["-device", "cpu", "-npp", "1", "-nps", "1", "-step_size", step, *([] if tta else ["--disable_tta"])]
+    environment = os.environ | {"nnUNet_results": str(results), "nnUNet_compile": "f"}
+    environment |= {name: str(Path(results).parent / name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
+    subprocess.run(
+        [str(part) for part in command], env=environment, cwd=REPOSITORY, check=True, stdout=sys.stderr, timeout=3000
+    )
+
+
+def manual_cascade(images, out, results, boxes=None, step=0.5, coarse_step=0.75, tta=False, margin_mm=ROI_MARGIN_MM):
+    """Label files in ``out``; ``boxes`` (per case) crops there, not where the coarse masks say. The latter boxes."""
+    images, out = Path(images), Path(out)
+    coarse, crops, kidneys, both, masses = (out / name for name in ("coarse", "crops", "kidney", "both", "masses"))
+    nnunet_predict(images, coarse, COARSE, results, coarse_step, tta=False)
+    cases = {case_name(path): path for path in sorted(images.glob("*.nii.gz"))}
+    own = {}
+    for name, path in cases.items():
+        mask = read_labels(coarse / f"{name}.nii.gz")
+        own[name] = regions_of(mask.array, mask.spacing, margin_mm)
+        volume = read_volume(path)
+        for number, box in enumerate((boxes or own)[name]):
+            write_volume(crops / f"{name}_r{number}_0000.nii.gz", volume.cropped(box.slices))
+    nnunet_predict(crops, kidneys, KIDNEY_STAGE, results, step, tta)
+    for path in crops.glob("*_0000.nii.gz"):
+        crop = read_volume(path)
+        write_volume(both / path.name, crop)
+        kidney = read_labels(kidneys / f"{case_name(path)}.nii.gz")
+        write_volume(both / path.name.replace("_0000", "_0001"), crop, (kidney.array > 0).astype(np.uint8))
+    nnunet_predict(both, masses, MASSES_STAGE, results, step, tta)
+    for name, path in cases.items():
+        volume = read_volume(path)
+        labels, kidney_mask = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, bool)
+        for number, box in enumerate((boxes or own)[name]):
+            kidney = read_labels(kidneys / f"{name}_r{number}.nii.gz").array > 0
+            mass = read_labels(masses / f"{name}_r{number}.nii.gz").array
+            paste(labels, box, paint(kidney, mass > 0, mass == MASSES_TUMOR))
+            box.crop(kidney_mask)[kidney] = True
+        write_volume(out / f"{name}.nii.gz", volume, postprocess(labels, volume.spacing, kidney=kidney_mask).labels)
+    return own
+
+
+def boxes_of_run(path):
+    """The boxes that a run of the cascade has used."""
+    cases = json.loads(Path(path).read_text(encoding="utf-8"))["cases"]
+    return {name: [Box.from_json(box) for box in case["boxes"]] for name, case in cases.items()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-i", required=True)
+    parser.add_argument("-o", required=True)
+    parser.add_argument("--results", default=os.environ.get("nnUNet_results"))
+    parser.add_argument("--boxes")
+    parser.add_argument("--tta", action="store_true")
+    parser.add_argument("--step", type=float, default=0.5)
+    given = parser.parse_args()
+    chosen = boxes_of_run(given.boxes) if given.boxes else None
+    manual_cascade(given.i, given.o, given.results, chosen, given.step, tta=given.tta)
