@@ -114,6 +114,14 @@ def test_folders_of_series(tmp_path):
     assert load_case(cases[1]).volume.shape == (6, 8, 9)
 
 
+def test_series_beside_images_and_above_other_series(tmp_path):
+    write_series(tmp_path)
+    write_series(tmp_path / "a")
+    write_series(tmp_path / "a" / "b")
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values()), str(tmp_path / "x.nii.gz"))
+    assert [case.name for case in find_cases(tmp_path)] == sorted([tmp_path.name, "a", "a_b", "x"])
+
+
 def test_rescaling_slice_by_slice(tmp_path):
     array = values()
     for index, plane in enumerate(array):

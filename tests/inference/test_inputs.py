@@ -244,3 +244,21 @@ def test_a_name_that_is_no_text(tmp_path):
     out = tmp_path / "out"
     RunManifest(out).failed(cases[0].name, cases[0].path, cases[0].problem)
     assert "rename it" in (out / "run.json").read_text(encoding="utf-8")
+
+
+def test_nothing_that_may_be_a_case_is_passed_over(tmp_path):
+    nifti(tmp_path / "good.nii.gz")
+    (tmp_path / "link.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    for name in ("OLD.NII.GZ", "pair.hdr", "pair.img"):
+        (tmp_path / name).touch()
+    assert names(tmp_path) == [
+        ("OLD.NII.GZ", "nifti", True),
+        ("good", "nifti", False),
+        ("link", "nifti", False),
+        ("pair.hdr", "nifti", True),
+        ("pair.img", "nifti", True),
+    ]
+    with pytest.raises(CaseError, match=r"link: no such file"):
+        load_only_named(tmp_path, "link")
+    with pytest.raises(CaseError, match=r"not read here .*convert"):
+        load_only_named(tmp_path, "pair.hdr")

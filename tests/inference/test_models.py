@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pickle
+import pydoc
 import subprocess
 import sys
 import zipfile
@@ -368,6 +369,49 @@ def test_import_replaces_nothing_unasked(bundle, tmp_path):
 
 def test_bundle_names():
     assert bundle_path(Path("a")) == bundle_path(Path("a.zip")) == Path("a.zip")
+
+
+@pytest.mark.slow
+def test_nnunets_own_predictor_reads_what_was_imported(tmp_path):
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    from tests.inference import handmade
+
+    arguments = {
+        "n_stages": 2,
+        "features_per_stage": [4, 8],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * 2,
+        "strides": [[1, 1, 1], [2, 2, 2]],
+        "n_conv_per_stage": [1, 1],
+        "n_conv_per_stage_decoder": [1],
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"affine": True},
+        "dropout_op": None,
+        "nonlin": "torch.nn.LeakyReLU",
+    }
+    named = ("conv_op", "norm_op", "dropout_op", "nonlin")
+    located = {key: pydoc.locate(value) if key in named and value else value for key, value in arguments.items()}
+    for stage in STAGES:
+        folder = handmade.write_model(tmp_path / "results", stage)
+        content = json.loads((folder / "plans.json").read_text())
+        content["configurations"][stage.configuration]["architecture"] = {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": arguments,
+            "_kw_requires_import": list(named),
+        }
+        (folder / "plans.json").write_text(json.dumps(content))
+        network = PlainConvUNet(len(stage.channels), num_classes=2, deep_supervision=True, **located)
+        path = folder / "fold_0" / "checkpoint_final.pth"
+        torch.save({**load_checkpoint(path), "network_weights": network.state_dict()}, path)
+    path = export_models(resolve_models(results=tmp_path / "results"), tmp_path / "m.zip")
+    for folder in import_models(path, tmp_path / "new"):
+        predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False)
+        predictor.initialize_from_trained_model_folder(str(folder), (0,))
+        assert predictor.trainer_name == "nnUNetTrainer"
+        assert predictor.allowed_mirroring_axes == (0,)
 
 
 # --- hostile bundles -----------------------------------------------------------------------------------------------
