@@ -15,7 +15,7 @@ import numpy as np
 
 from kits_cascade.geometry import Box
 from kits_cascade.inference.postprocess import PostprocessOptions, postprocess
-from kits_cascade.inference.roi import merged, regions_of, sampled
+from kits_cascade.inference.roi import merged, regions_of, sampled, without_strangers
 from kits_cascade.labels import CYST, KIDNEY, PAINT_ORDER, TUMOR
 from kits_cascade.stages import ROI_MARGIN_MM
 from kits_cascade.volume import Array, Spacing
@@ -143,7 +143,7 @@ class _Run:
         near = None if coarse is None else sampled(coarse, box, self.image.shape)
         with self.step("kidney"):
             region = self.predictors.region(box.crop(self.image), self.spacing, box)
-            kidney = region.kidney(near)
+            kidney = without_strangers(region.kidney(near), near, box, self.image.shape)
             if box.inner_faces_touched(kidney, self.image.shape):
                 box, region, kidney = self.redone(box, near, kidney)
         with self.step("masses"):
@@ -166,7 +166,7 @@ class _Run:
             wider = sampled(self.result.coarse, larger, self.image.shape) != 0
             box.shifted([-a for a in larger.start]).crop(wider)[kidney] = True
         region = self.predictors.region(larger.crop(self.image), self.spacing, larger)
-        kidney = region.kidney(wider)
+        kidney = without_strangers(region.kidney(wider), wider, larger, self.image.shape)
         if larger.inner_faces_touched(kidney, self.image.shape):
             self.result.warnings.append(
                 "a kidney reaches the border of its box, also of the grown one: look at this case"

@@ -51,3 +51,21 @@ def sampled(mask: Array, box: Box, shape: Sequence[int]) -> Array:
     ]
     result: Array = mask[np.ix_(*index)]
     return result
+
+
+def without_strangers(kidney: Array, near: Array | None, box: Box, shape: Sequence[int]) -> Array:
+    """The kidney mask of a box without other organs that reach into it (spleen and liver, mostly).
+
+    What the box cuts, and the coarse stage, which looks for recall, did not see at all, belongs to something that lies
+    outside. Left in, it would also make the box grow into that organ.
+    """
+    if near is None or not box.inner_faces_touched(kidney, shape):
+        return kidney
+    found = components(kidney)
+    seen = np.unique(found.labels[near != 0])
+    cut = [
+        number
+        for number in range(1, found.count + 1)
+        if number not in seen and box.inner_faces_touched(found.labels == number, shape)
+    ]
+    return found.keep([number for number in range(1, found.count + 1) if number not in cut]) if cut else kidney

@@ -85,6 +85,18 @@ def test_a_kidney_at_the_border_of_its_box_gets_a_larger_one_once():
     np.testing.assert_array_equal(result.labels, np.where(np.arange(100) < result.boxes[0].stop[2], labels, 0))
 
 
+def test_an_organ_that_reaches_into_the_box_is_no_kidney():
+    labels = np.zeros((40, 60, 100), np.uint8)
+    kidney = ball(labels.shape, (20, 30, 30), 20)
+    labels[kidney] = KIDNEY
+    labels[15:25, 25:35, 46:100] = KIDNEY  # what a network might take for one; the coarse stage does not see it
+    oracle = Oracle(lost=lambda mask: mask & (np.arange(mask.shape[2]) < 23))
+    result = run_cascade(HU[labels], SPACING, oracle, RAW)
+    assert [call[0] for call in oracle.calls] == ["coarse", "kidney", "masses"]
+    assert result.boxes[0].stop[2] > 46  # it was in the box
+    np.testing.assert_array_equal(result.labels[..., :46] > 0, kidney[..., :46])
+
+
 def test_a_kidney_cut_by_the_scan_is_no_reason_to_grow():
     labels = np.zeros((20, 60, 60), np.uint8)
     labels[:15, 20:40, 20:40] = KIDNEY
