@@ -174,7 +174,10 @@ def rank(
 ) -> None:
     """Rank systems as the challenge does (rank, then aggregate; tumour Dice breaks ties), and test them in pairs."""
     from kits_cascade.evaluation.compare import rank_systems, read_systems
+    from kits_cascade.evaluation.score import check_writable
 
+    if out is not None:
+        check_writable(out)
     ranking = rank_systems(read_systems(folders), common)
     _print_ranking(_console(), ranking)
     if out is not None:

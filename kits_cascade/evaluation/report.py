@@ -16,7 +16,7 @@ from kits_cascade.evaluation.cases import nifti_files, truth_files
 from kits_cascade.evaluation.metrics import METRICS, TARGETS
 from kits_cascade.evaluation.pictures import CasePicture, PictureTask, draw_case
 from kits_cascade.evaluation.runs import RunInfo
-from kits_cascade.evaluation.score import FULL_JSON, CaseScore, ScoreTable, evaluate_folder
+from kits_cascade.evaluation.score import FULL_JSON, CaseScore, ScoreTable, check_writable, evaluate_folder
 from kits_cascade.files import write_text
 from kits_cascade.inference.inputs import find_cases
 from kits_cascade.inference.itk import is_itk
@@ -82,6 +82,7 @@ def build_report(
     With ``truth`` the predictions are scored first; without it, an evaluation.json in the folder gives the scores.
     """
     predictions = prediction_files(out)
+    check_writable(out)
     run = RunInfo.read(out)
     scores = _scores(out, truth, jobs, progress)
     order = _order(predictions, scores)

@@ -6,6 +6,7 @@ import csv
 import functools
 import io
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,7 @@ import numpy as np
 
 from kits_cascade import __version__
 from kits_cascade.data.layouts import contrast_phase
-from kits_cascade.errors import DatasetError
+from kits_cascade.errors import DatasetError, UsageError
 from kits_cascade.evaluation.cases import Finding, pair_up, read_pair
 from kits_cascade.evaluation.lesions import LesionScore, score_lesions, summarise_lesions
 from kits_cascade.evaluation.metrics import METRICS, TARGETS, Scores, score_pair
@@ -198,6 +199,16 @@ def _summary(cases: tuple[CaseScore, ...]) -> dict[str, Any]:
     }
 
 
+def check_writable(folder: Path) -> None:
+    """Raise before the work, not after it, where results cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be made ({error.strerror}); give another folder with -o") from error
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{folder}: cannot be written to; give another folder with -o")
+
+
 def score_case(item: tuple[str, Path, Path], allow_float: bool = False) -> CaseScore:
     """Read, check and score one case."""
     pair = read_pair(*item, allow_float=allow_float)
@@ -219,6 +230,8 @@ def evaluate_folder(
     processors; a script that asks for more than one process must guard its main part, as multiprocessing wants it.
     """
     pairing = pair_up(pred, truth)
+    if out is not None:
+        check_writable(out)
     items = [(case, (case, prediction, true)) for case, prediction, true in pairing.pairs]
     scored, failed = [], []
     work = functools.partial(score_case, allow_float=allow_float)

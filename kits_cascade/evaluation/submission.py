@@ -13,6 +13,7 @@ import numpy as np
 from kits_cascade.data.layouts import find_cases
 from kits_cascade.errors import DatasetError, KitsCascadeError
 from kits_cascade.evaluation.cases import AFFINE_TOLERANCE, HIGHEST_LABEL, affine_difference, nifti_files
+from kits_cascade.evaluation.score import check_writable
 from kits_cascade.files import atomic_path
 from kits_cascade.parallel import Progress, run_cases
 from kits_cascade.volume import case_name, read_header, read_volume
@@ -112,6 +113,7 @@ def write_zip(check: SubmissionCheck, target: Path) -> Path:
     """Pack what was checked, all files at the top level; only when nothing is wrong."""
     if not check.ready:
         raise KitsCascadeError(f"{len(check.findings)} findings: not packed")
+    check_writable(target.parent)
     with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for path in check.files:
             # Stored, not deflated: the files are compressed already.

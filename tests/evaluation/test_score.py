@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kits_cascade.errors import DatasetError
+from kits_cascade.errors import DatasetError, UsageError
 from kits_cascade.evaluation.score import CASES_CSV, FULL_JSON, OFFICIAL_CSV, ScoreTable, evaluate_folder
 from kits_cascade.files import read_json
 from tests.evaluation.conftest import AFFINE, label_map, write
@@ -178,6 +178,12 @@ def test_nothing_scored_leaves_old_tables_alone(folders, tmp_path):
         empty_file(path)
     assert len(evaluate_folder(predictions, truth, out).errors) == 3
     assert (out / OFFICIAL_CSV).read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_the_work(folders, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="-o"):
+        evaluate_folder(*folders, tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize(("which", "word"), [(0, "predictions"), (1, "truth")])
