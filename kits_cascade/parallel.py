@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -85,7 +86,11 @@ def _guarded(work: Callable[[Item], Result], name: str, item: Item) -> Outcome[R
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever: it ends itself instead."""
+    """A worker whose parent was killed would wait for work for ever: it ends itself instead.
+
+    Ctrl-C reaches all processes of a terminal: the parent alone answers, and lets the cases in work be finished.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -1,12 +1,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from kits_cascade.environment import VARIABLES, nnunet_folders
 from kits_cascade.errors import EnvironmentNotReadyError
-from kits_cascade.files import TEMPORARY_MARK, atomic_path, read_json, sweep_temporary, write_json
+from kits_cascade.files import TEMPORARY_MARK, atomic_path, link_or_copy, read_json, sweep_temporary, write_json
 
 
 def test_a_failing_writer_leaves_the_old_file(tmp_path):
@@ -46,3 +47,36 @@ def test_missing_variables_are_named(monkeypatch, tmp_path):
     folders = nnunet_folders(tmp_path)
     assert folders.raw == tmp_path / "nnUNet_raw"
     assert os.environ["nnUNet_results"] == str(tmp_path / "nnUNet_results")
+
+
+def test_linking_shares_the_content_and_copying_does_not(tmp_path):
+    source = tmp_path / "a" / "source"
+    source.parent.mkdir()
+    source.write_bytes(b"content")
+    source.chmod(0o444)
+    linked, copied, pointer = tmp_path / "b" / "linked", tmp_path / "copied", tmp_path / "pointer"
+    pointer.symlink_to(source)
+    link_or_copy(pointer, linked)
+    assert linked.samefile(source) and not linked.is_symlink() and (source.stat().st_mode & 0o777) == 0o444
+    link_or_copy(source, linked)  # once more, onto itself
+    link_or_copy(source, copied, copy=True)
+    assert copied.read_bytes() == b"content" and not copied.samefile(source)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "copied",
+        "linked",
+        "pointer",
+        "source",
+    ]
+
+
+def test_without_links_a_copy_is_made(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    (tmp_path / "source").write_bytes(b"content")
+    link_or_copy(tmp_path / "source", tmp_path / "pointer")
+    assert (tmp_path / "pointer").is_symlink()
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    link_or_copy(tmp_path / "source", tmp_path / "copy")
+    assert not (tmp_path / "copy").is_symlink() and (tmp_path / "copy").read_bytes() == b"content"

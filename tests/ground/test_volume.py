@@ -10,6 +10,7 @@ from kits_cascade.errors import FileFormatError, GeometryError, KitsCascadeError
 from kits_cascade.volume import (
     case_name,
     check_finite,
+    read_cropped,
     read_header,
     read_labels,
     read_volume,
@@ -98,6 +99,26 @@ def test_a_crop_lies_where_it_was(tmp_path):
         world = part.affine @ [*index[::-1], 1]
         there = np.round(np.linalg.inv(volume.affine) @ world)[:3].astype(int)[::-1]
         assert part.array[index] == volume.array[tuple(there)]
+
+
+@pytest.mark.parametrize(("permutation", "flips"), ORIENTATIONS)
+def test_reading_a_part_gives_the_part(tmp_path, permutation, flips):
+    stored = np.random.default_rng(2).integers(-1000, 1000, SHAPE).astype(np.int16)
+    image = nib.Nifti1Image(stored, affine_of(permutation, flips, oblique=True))
+    image.header.set_slope_inter(2, -100)
+    nib.save(image, tmp_path / "a.nii.gz")
+    slices = (slice(1, 3), slice(0, 2), slice(2, 4))
+    part, whole = read_cropped(tmp_path / "a.nii.gz", slices), read_volume(tmp_path / "a.nii.gz").cropped(slices)
+    assert np.array_equal(part.array, whole.array) and part.array.dtype == whole.array.dtype
+    assert np.allclose(part.affine, whole.affine, atol=1e-4) and part.stored.shape == whole.stored.shape
+
+
+def test_reading_a_part_of_a_truncated_file_is_an_error(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(np.random.default_rng(2).random((20, 20, 20)), np.eye(4)), path)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(FileFormatError, match="truncated"):
+        read_cropped(path, (slice(0, 2), slice(0, 2), slice(0, 2)))
 
 
 def broken(tmp_path, kind):
