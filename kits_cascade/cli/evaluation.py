@@ -234,12 +234,15 @@ def submission(
 
 @app.command()
 def report(
-    out: Annotated[Path, typer.Argument(help="Folder of predictions, such as kits-cascade predict leaves.")],
+    predictions: Annotated[Path, typer.Argument(help="Folder of predictions, such as kits-cascade predict leaves.")],
     truth: Annotated[
         Path | None, typer.Option("-g", "--truth", help="The truth: scores the predictions, and outlines both.")
     ] = None,
     images: Annotated[
         Path | None, typer.Option("-i", "--images", help="The images; where run.json says when not given.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for the page; the predictions' when not given.")
     ] = None,
     panels: Annotated[int, typer.Option(min=0, help="PNG files of so many cases, the worst ones.")] = 6,
     jobs: _Jobs = None,
@@ -249,12 +252,14 @@ def report(
     from kits_cascade.evaluation.report import build_report
 
     with progress_bar("report") as progress:
-        written = build_report(out, truth, images, panels=panels, jobs=jobs, progress=progress)
+        written = build_report(predictions, truth, images, out, panels=panels, jobs=jobs, progress=progress)
     for failure in written.failures:
         errors.print("not shown:", failure, style="bold red", markup=False)
     if written.scores is not None:
         _print_findings(written.scores.findings)
     megabytes = written.page.stat().st_size / 1e6
-    typer.echo(f"{written.page}: {megabytes:.1f} MB; {len(written.pictures)} PNG files in {out / 'report'}")
+    typer.echo(
+        f"{written.page}: {megabytes:.1f} MB; {len(written.pictures)} PNG files in {written.page.parent / 'report'}"
+    )
     if written.failures or (written.scores is not None and written.scores.errors):
         raise typer.Exit(1)

@@ -69,28 +69,34 @@ class Strip:
 
 
 def build_report(
-    out: Path,
+    predictions: Path,
     truth: Path | None = None,
     images: Path | None = None,
+    out: Path | None = None,
     *,
     panels: int = 6,
     jobs: int | None = 1,
     progress: Progress | None = None,
 ) -> Report:
-    """Write ``out``/report.html, and PNG files into ``out``/report, for the predictions in ``out``.
+    """Write report.html, and PNG files into report/, for a folder of predictions; into that folder by default.
 
-    With ``truth`` the predictions are scored first; without it, an evaluation.json in the folder gives the scores.
+    With ``truth`` the predictions are scored first; without it, an evaluation.json beside them gives the scores.
     """
-    predictions = prediction_files(out)
+    files = prediction_files(predictions)
+    out = out or predictions
     check_writable(out)
-    run = RunInfo.read(out)
-    scores = _scores(out, truth, jobs, progress)
-    order = _order(predictions, scores)
-    drawn, failures = _draw(out, predictions, order, run, truth, images, panels, jobs, progress)
-    rendered = _render(out, order, drawn, scores, run, failures)
-    write_text(out / REPORT_HTML, rendered)
-    pngs = sorted((out / FIGURES_FOLDER).glob("*.png")) if scores is None else _figures(out, scores)
-    return Report(out / REPORT_HTML, tuple(pngs), scores, tuple(failures))
+    run = RunInfo.read(predictions)
+    scores = _scores(predictions, truth, out, jobs, progress)
+    order = _order(files, scores)
+    truths = {case: paths[0] for case, paths in truth_files(truth).items()} if truth else {}
+    image_paths = {case.name: case.path for case in find_cases(images)} if images else run.inputs
+    shown = {case: out / FIGURES_FOLDER / f"{case}.png" for case in order[:panels]}
+    tasks = [PictureTask(c, files[c], truths.get(c), image_paths.get(c), shown.get(c)) for c in order]
+    drawn, failures = _draw(tasks, jobs, progress)
+    title = predictions.resolve().name
+    write_text(out / REPORT_HTML, _render(title, order, drawn, scores, run, failures))
+    pictures = [path for case, path in shown.items() if case in drawn] + _figures(out / FIGURES_FOLDER, scores)
+    return Report(out / REPORT_HTML, tuple(pictures), scores, tuple(failures))
 
 
 def prediction_files(out: Path) -> dict[str, Path]:
@@ -104,11 +110,13 @@ def prediction_files(out: Path) -> dict[str, Path]:
     return found
 
 
-def _scores(out: Path, truth: Path | None, jobs: int | None, progress: Progress | None) -> ScoreTable | None:
+def _scores(
+    predictions: Path, truth: Path | None, out: Path, jobs: int | None, progress: Progress | None
+) -> ScoreTable | None:
     if truth is not None:
-        table = evaluate_folder(out, truth, out, jobs=jobs, progress=progress)
-        return table if table.cases or table.findings else None
-    return ScoreTable.read(out / FULL_JSON) if (out / FULL_JSON).is_file() else None
+        return evaluate_folder(predictions, truth, out, jobs=jobs, progress=progress)
+    known = predictions / FULL_JSON
+    return ScoreTable.read(known) if known.is_file() else None
 
 
 def _order(predictions: Mapping[str, Path], scores: ScoreTable | None) -> list[str]:
@@ -118,24 +126,10 @@ def _order(predictions: Mapping[str, Path], scores: ScoreTable | None) -> list[s
 
 
 def _draw(
-    out: Path,
-    predictions: Mapping[str, Path],
-    order: Sequence[str],
-    run: RunInfo,
-    truth: Path | None,
-    images: Path | None,
-    panels: int,
-    jobs: int | None,
-    progress: Progress | None,
+    tasks: Sequence[PictureTask], jobs: int | None, progress: Progress | None
 ) -> tuple[dict[str, CasePicture], list[str]]:
-    truths = {case: paths[0] for case, paths in truth_files(truth).items()} if truth else {}
-    image_paths = {case.name: case.path for case in find_cases(images)} if images else run.inputs
-    tasks = []
-    for index, case in enumerate(order):
-        panel = out / FIGURES_FOLDER / f"{case}.png" if index < panels else None
-        tasks.append((case, PictureTask(case, predictions[case], truths.get(case), image_paths.get(case), panel)))
     drawn, failures = {}, []
-    for outcome in run_cases(draw_case, tasks, jobs=jobs, progress=progress):
+    for outcome in run_cases(draw_case, [(task.case, task) for task in tasks], jobs=jobs, progress=progress):
         if outcome.result is None:
             failures.append(f"{outcome.name}: {outcome.failure}")
         else:
@@ -143,16 +137,16 @@ def _draw(
     return drawn, sorted(failures)
 
 
-def _figures(out: Path, scores: ScoreTable) -> list[Path]:
-    folder = out / FIGURES_FOLDER
-    if scores.cases:
-        figures.distributions(scores, folder / "distributions.png")
-        figures.detection(scores, folder / "lesions.png")
-    return sorted(folder.glob("*.png"))
+def _figures(folder: Path, scores: ScoreTable | None) -> list[Path]:
+    if scores is None or not scores.cases:
+        return []
+    figures.distributions(scores, folder / "distributions.png")
+    figures.detection(scores, folder / "lesions.png")
+    return [folder / "distributions.png", folder / "lesions.png"]
 
 
 def _render(
-    out: Path,
+    title: str,
     order: Sequence[str],
     drawn: Mapping[str, CasePicture],
     scores: ScoreTable | None,
@@ -168,7 +162,7 @@ def _render(
     by_case: dict[str, CaseScore] = {case.case: case for case in scores.cases} if scores else {}
     environment.filters.update(number=_number, interval=_interval, percent=_percent)
     return environment.get_template("report.html").render(
-        title=out.resolve().name,
+        title=title,
         version=__version__,
         run=run.about,
         failed=run.failed,

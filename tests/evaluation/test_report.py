@@ -183,3 +183,12 @@ def test_the_page_in_a_browser(run_folder):
         loaded = "return [...document.images].every(i => !i.complete || i.naturalWidth > 0)"
         assert window.run(loaded)
         assert window.console() == []
+
+
+def test_the_page_may_lie_elsewhere(run_folder, tmp_path):
+    predictions, truth = run_folder
+    before = sorted(path.name for path in predictions.iterdir())
+    report = build_report(predictions, truth, out=tmp_path / "page", panels=1)
+    assert report.page == tmp_path / "page" / "report.html"
+    assert sorted(path.name for path in predictions.iterdir()) == before
+    assert (tmp_path / "page" / "evaluation.json").is_file()
