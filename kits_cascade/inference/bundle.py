@@ -12,7 +12,8 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +41,7 @@ def export_models(models: CascadeModels, out: Path) -> Path:
     out = bundle_path(out)
     entries: dict[str, dict[str, Any]] = {}
     with (
+        _writing(out, "choose another place for the bundle"),
         tempfile.TemporaryDirectory(prefix="kits-cascade-") as folder,
         atomic_path(out) as temporary,
         zipfile.ZipFile(temporary, "w") as archive,
@@ -89,6 +91,11 @@ def import_models(bundle: Path, target: Path, *, overwrite: bool = False, manife
     With its ``manifest`` the folder can be given in place of the bundle; nnU-Net's results folder, which may hold other
     networks too, needs none. Everything is unpacked beside the target first, and moved there when all of it is sound.
     """
+    with _writing(target, "choose another folder with --to"):
+        return _imported(bundle, target, overwrite, manifest)
+
+
+def _imported(bundle: Path, target: Path, overwrite: bool, manifest: bool) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     with unpacked(bundle, target) as (content, folder):
         names = list(dict.fromkeys(stage["folder"] for stage in content["stages"]))
@@ -129,9 +136,18 @@ def open_bundle(source: Path) -> Path | None:
         if not (source / MANIFEST).is_file():
             return None
         return source
-    target = _cache() / bundle_key(source)
+    key = bundle_key(source)
+    remedy = f"set XDG_CACHE_HOME, or unpack it yourself: kits-cascade models import {source} --to DIR"
+    with _writing(_cache_folder(), remedy):
+        return _cached(source, key)
+
+
+def _cached(source: Path, key: str) -> Path:
+    cache = _cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    target = cache / key
     if not (target / MANIFEST).is_file():
-        with unpacked(source, _cache()) as (content, folder):
+        with unpacked(source, cache) as (content, folder):
             write_json(folder / MANIFEST, content)
             try:
                 folder.replace(target)
@@ -141,11 +157,18 @@ def open_bundle(source: Path) -> Path | None:
     return target
 
 
-def _cache() -> Path:
+def _cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "kits-cascade" / "models"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return Path(base) / "kits-cascade" / "models"
+
+
+@contextmanager
+def _writing(where: Path, remedy: str) -> Iterator[None]:
+    """A full disk or a folder that belongs to someone else is no reason for a traceback."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"{where}: cannot be written ({error.strerror or error}); {remedy}") from error
 
 
 def bundled_models(folder: Path, folds: Sequence[Fold] | None) -> CascadeModels:

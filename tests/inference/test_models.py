@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import pydoc
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from kits_cascade.errors import ModelError
+from kits_cascade.cli.app import app
+from kits_cascade.errors import ModelError, UsageError
 from kits_cascade.inference.bundle import bundle_path, export_models, import_models
 from kits_cascade.inference.checkpoint import check_plans, load_checkpoint
 from kits_cascade.inference.models import MANIFEST, describe, resolve_models
@@ -367,6 +367,18 @@ def test_import_replaces_nothing_unasked(bundle, tmp_path):
     assert own.read_text() != "{}"
 
 
+def test_where_nothing_can_be_written(bundle, results, tmp_path, monkeypatch):
+    taken = tmp_path / "file"
+    taken.touch()
+    with pytest.raises(ModelError, match=r"cannot be written .*another place"):
+        export_models(resolve_models(results=results), taken / "x.zip")
+    with pytest.raises(ModelError, match=r"cannot be written .*--to"):
+        import_models(bundle, taken / "x")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(taken))
+    with pytest.raises(ModelError, match=r"cannot be written .*XDG_CACHE_HOME"):
+        resolve_models(bundle)
+
+
 def test_bundle_names():
     assert bundle_path(Path("a")) == bundle_path(Path("a.zip")) == Path("a.zip")
 
@@ -550,24 +562,23 @@ def test_broken_zips_and_bombs(bundle, tmp_path):
     assert files_below(tmp_path / "t") == []
 
 
-def test_the_commands(results, tmp_path):
+def test_the_commands(results, tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(results))
+
     def run(*arguments):
-        command = [sys.executable, "-c", "from kits_cascade.cli.app import main; main()"]
-        environment = {**os.environ, "nnUNet_results": str(results)}
-        command += ["models", *arguments]
-        return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+        return CliRunner().invoke(app, ["models", *map(str, arguments)])
 
     listed = run("list")
-    assert listed.returncode == 0, listed.stderr
-    assert listed.stdout.count("Dataset222_KidneyFine/SurfaceLossTrainer__nnUNetPlans__3d_fullres") == 2
-    assert run("export", str(tmp_path / "both"), "-f", "0", "1").returncode == 0
-    assert run("export", str(tmp_path / "m"), "-f", "0").returncode == 0
-    assert run("export", str(tmp_path / "m")).returncode == 2
-    done = run("import", str(tmp_path / "m.zip"), "--to", str(tmp_path / "new"))
-    assert done.returncode == 0, done.stderr
-    assert run("list", "-m", str(tmp_path / "new")).stdout.count("folds 0\n") == 3
+    assert listed.exit_code == 0, listed.output
+    assert listed.output.count("Dataset222_KidneyFine/SurfaceLossTrainer__nnUNetPlans__3d_fullres") == 2
+    assert run("export", tmp_path / "both", "-f", "0", "1").exit_code == 0
+    assert run("export", tmp_path / "m", "-f", "0").exit_code == 0
+    assert isinstance(run("export", tmp_path / "m").exception, UsageError)  # it is there already
+    assert run("import", tmp_path / "m.zip", "--to", tmp_path / "new").exit_code == 0
+    assert run("list", "-m", tmp_path / "new").output.count("folds 0\n") == 3
     (tmp_path / "m.zip").write_bytes(b"hello")
-    failed = run("import", str(tmp_path / "m.zip"), "--to", str(tmp_path / "other"))
-    assert failed.returncode == 2
-    assert "not a sound zip" in failed.stderr
-    assert "Traceback" not in failed.stderr
+    assert isinstance(run("import", tmp_path / "m.zip", "--to", tmp_path / "other").exception, ModelError)
+    train(results, KIDNEY_STAGE, "nnUNetTrainer")
+    listed = run("list")
+    assert listed.exit_code == 1
+    assert "several trained networks" in listed.output
