@@ -6,6 +6,7 @@ all else.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,9 @@ class ThresholdUNet(nn.Module):
             nn.Conv3d,
             3,
             [1] + [2] * (stages - 1),
-            2,
+            1,
             num_classes,
-            2,
+            1,
             conv_bias=True,
             norm_op=nn.InstanceNorm3d,
             norm_op_kwargs={"eps": 1e-5, "affine": True},
@@ -59,24 +60,40 @@ class ThresholdUNet(nn.Module):
         return nothing + torch.cat([masses, torch.minimum(tumor, inside)], dim=1)
 
 
-def write_models(results: Path, patch=(128, 128, 128), coarse_patch=(64, 64, 64), features=(16, 32, 64, 128)):
-    """Models of all stages at the cascade's real spacings."""
+@dataclass(frozen=True)
+class Size:
+    """Patches, spacings and features of the networks."""
+
+    patch: tuple[int, int, int] = (96, 96, 96)
+    coarse_patch: tuple[int, int, int] = (64, 80, 80)
+    spacing: float = FINE_SPACING_MM
+    coarse_spacing: float = 2.5
+    features: tuple[int, ...] = (16, 32, 64)
+
+
+REAL = Size()
+DEMO = Size((40, 48, 56), (32, 48, 48), 2.5, 6.0, (16, 32, 64, 96))
+
+
+def write_models(results: Path, size: Size = REAL):
+    """Models of all stages."""
     torch.manual_seed(0)
     for stage in (COARSE, KIDNEY_STAGE, MASSES_STAGE):
         coarse = stage is COARSE
-        spacing = [3.0, 2.0, 2.0] if coarse else [FINE_SPACING_MM] * 3
-        plans = handmade.plans(stage, list(coarse_patch if coarse else patch), spacing, torch_resampling=coarse)
+        spacing = [size.coarse_spacing if coarse else size.spacing] * 3
+        patch = list(size.coarse_patch if coarse else size.patch)
+        plans = handmade.plans(stage, patch, spacing, torch_resampling=coarse)
         channels = len(stage.channels)
         plans["foreground_intensity_properties_per_channel"] = {str(c): CLIP for c in range(channels)}
         plans["configurations"][stage.configuration]["architecture"] = {
             "network_class_name": "tests.benchmarks.bench_models.ThresholdUNet",
-            "arch_kwargs": {"features": list(features)},
+            "arch_kwargs": {"features": list(size.features)},
             "_kw_requires_import": [],
         }
         folder = results / stage.dataset / f"nnUNetTrainer__{PLANS_NAME}__{stage.configuration}"
         (folder / "fold_0").mkdir(parents=True, exist_ok=True)
         checkpoint = {
-            "network_weights": ThresholdUNet(channels, 2, features).state_dict(),
+            "network_weights": ThresholdUNet(channels, 2, size.features).state_dict(),
             "trainer_name": "nnUNetTrainer",
             "init_args": {"configuration": stage.configuration, "fold": 0},
             "inference_allowed_mirroring_axes": (0, 1, 2),
