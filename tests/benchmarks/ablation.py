@@ -4,13 +4,15 @@
 
 A configuration of one seed starts from the same weights and sees the same patches as any other of that seed. Scores are
 the challenge's, on held-out cases; intervals are bootstraps over the pairs of case and seed, of the difference to the
-configuration without the surface loss. Runs are kept in DIR/ablation.json, so that they can be made in several pieces.
+configuration without the surface loss. Each seed's runs are kept in a file in DIR, so that they can be made in several
+pieces, by several processes.
 """
 
 import argparse
 import contextlib
 import io
 import os
+import tempfile
 from copy import deepcopy
 from pathlib import Path
 from time import perf_counter
@@ -112,70 +114,72 @@ def scores(made, cases):
 
 
 def table(runs):
-    """Means over cases and seeds, and the difference to weight 0 with its interval."""
+    """Means over cases and seeds; for the means over regions also the difference to weight 0 with its interval."""
     names = [f"{region.name} {kind}" for kind in ("Dice", "surface") for region in REGIONS]
-    means = ["mean Dice", "mean surface"]
-    lines = ["| configuration | " + " | ".join(names + means) + " | seeds |"]
-    lines.append("|---" * (len(names) + len(means) + 2) + "|")
-
-    def values(run, name):
-        if name.startswith("mean "):
-            return [np.mean([case[f"{region.name} {name[5:]}"] for region in REGIONS]) for case in run]
-        return [case[name] for case in run]
-
-    base = runs.get("weight 0", {})
+    titles = ["mean Dice", "mean surface Dice", *(f"{n} Dice" if n.endswith("surface") else n for n in names), "seeds"]
+    lines = ["| configuration | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    base = runs["weight 0"]
     for configuration, by_seed in runs.items():
+        if not by_seed:
+            continue
         cells = []
-        for name in names + means:
-            ours = np.concatenate([values(by_seed[s], name) for s in sorted(by_seed)])
-            cell = f"{ours.mean():.3f}"
+        for kind in ("Dice", "surface"):
+            cells.append(f"{np.mean([mean_of(run, kind) for run in by_seed.values()]):.3f}")
             shared = sorted(set(by_seed) & set(base))
             if configuration != "weight 0" and shared:
-                pairs = [np.subtract(values(by_seed[s], name), values(base[s], name)) for s in shared]
+                pairs = [np.subtract(mean_of(by_seed[s], kind), mean_of(base[s], kind)) for s in shared]
                 found = mean_with_interval(list(np.concatenate(pairs)))
-                cell += f" ({found['mean']:+.3f}: {found['low']:+.3f} to {found['high']:+.3f})"
-            cells.append(cell)
+                cells[-1] += f" ({found['mean']:+.3f}: {found['low']:+.3f} to {found['high']:+.3f})"
+        cells += [f"{np.mean([[case[n] for case in run] for run in by_seed.values()]):.3f}" for n in names]
         lines.append(f"| {configuration} | " + " | ".join(cells) + f" | {len(by_seed)} |")
     return "\n".join(lines) + "\n"
+
+
+def mean_of(run, kind):
+    """Per case, over the regions."""
+    return [np.mean([case[f"{region.name} {kind}"] for region in REGIONS]) for case in run]
+
+
+def measure(tiny, held_out, seed, options, begin):
+    """All configurations of one seed that are not there yet."""
+    kept = options.work / f"seed-{seed}.json"
+    runs = read_json(kept) if kept.exists() else {}
+    for name, (weight, radius) in CONFIGURATIONS.items():
+        if name in runs or perf_counter() - begin > options.seconds:
+            continue
+        start = perf_counter()
+        chosen = {"surface_weight": weight, "surface_radius": [radius] * 3, "seed": seed}
+        made = train(tiny, Surface, budget(options.epochs, options.iterations) | chosen)
+        runs[name] = scores(made, held_out)
+        write_json(kept, runs)
+        print(f"seed {seed}, {name}: {perf_counter() - start:.0f} s", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=1e9, help="start no run after this time; run again to go on")
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     begin = perf_counter()
-    folders = folders_in(options.work)
-    folders.export()
+    options.work.mkdir(parents=True, exist_ok=True)
     os.environ["nnUNet_n_proc_DA"] = "0"
     torch.set_num_threads(1)  # threads of a tiny network wait for each other more than they work
-    kept = options.work / "ablation.json"
-    runs = read_json(kept) if kept.exists() else {}
-    tiny = write_tiny(
-        folders,
-        821,
-        "regions",
-        cases=TRAINING,
-        spacing=SPACING,
-        patch=32,
-        features=FEATURES,
-        configurations=["3d_fullres"],
-    )
-    held_out = [roi_case(0, FIRST_HELD_OUT + index, SPACING) for index in range(HELD_OUT)]
-    for seed in range(options.seeds):
-        for name, (weight, radius) in CONFIGURATIONS.items():
-            if str(seed) in runs.get(name, {}) or perf_counter() - begin > options.seconds:
-                continue
-            start = perf_counter()
-            chosen = {"surface_weight": weight, "surface_radius": [radius] * 3, "seed": seed}
-            made = train(tiny, Surface, budget(options.epochs, options.iterations) | chosen)
-            runs.setdefault(name, {})[str(seed)] = scores(made, held_out)
-            write_json(kept, runs)
-            print(f"seed {seed}, {name}: {perf_counter() - start:.0f} s", flush=True)
+    with tempfile.TemporaryDirectory() as root:
+        folders = folders_in(root)
+        folders.export()
+        plan = {"patch": 24, "features": FEATURES, "configurations": ["3d_fullres"]}
+        tiny = write_tiny(folders, 821, "regions", cases=TRAINING, spacing=SPACING, **plan)
+        held_out = [roi_case(0, FIRST_HELD_OUT + index, SPACING) for index in range(HELD_OUT)]
+        for seed in options.seeds:
+            measure(tiny, held_out, seed, options, begin)
+    runs = {name: {} for name in CONFIGURATIONS}
+    for file in sorted(options.work.glob("seed-*.json")):
+        for name, found in read_json(file).items():
+            runs[name][file.stem] = found
     text = table(runs)
     print(text)
     if options.markdown:

@@ -100,9 +100,11 @@ def main():
     parser.add_argument("--features", type=int, nargs="+", default=[32, 64, 128, 256])
     parser.add_argument("--spacing", type=float, nargs=3, default=[0.78125] * 3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     device = torch.device(options.device)
+    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as root:
         folders_in(root).export()
         lines = measure(options, device)
