@@ -33,7 +33,7 @@ class Demo:
     """Where everything lies, and how much of it there is."""
 
     root: Path
-    cases: int = 18
+    cases: int = 40
     held_out: int = 6
     quick: bool = False  # a few training steps only
     device: str = "cpu"

@@ -30,13 +30,13 @@ class _Short(KitsTrainer):
 class DemoTrainer(_Short):
     """Dice and cross-entropy, for the coarse stage."""
 
-    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 6}
+    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 8}
 
 
 class DemoSurfaceLossTrainer(_Short, SurfaceLossTrainer):
     """With the surface loss, for the fine stages."""
 
-    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 10}
+    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 14}
 
 
 _QUICK: Final = {"num_iterations_per_epoch": 8, "num_val_iterations_per_epoch": 1, "num_epochs": 1}
