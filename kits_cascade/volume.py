@@ -282,7 +282,7 @@ def _voxels(
     _skip(stream, int(header.get_data_offset()) - header.sizeof_hdr)
     if part is None:
         array = np.empty(shape, dtype=target, order="F")
-        pieces = _flat_pieces(array, stored_type)
+        pieces = _flat_pieces(array, stored_type, scaled)
     else:
         array = np.empty([s.stop - s.start for s in part], dtype=target, order="F")
         pieces = _part_pieces(array, shape, part, stored_type)
@@ -299,8 +299,11 @@ def _voxels(
 _Piece = tuple[Array, Array, "Array | None"]
 
 
-def _flat_pieces(array: Array, stored_type: np.dtype[Any]) -> Iterator[_Piece]:
+def _flat_pieces(array: Array, stored_type: np.dtype[Any], scaled: bool) -> Iterator[_Piece]:
     flat = array.reshape(-1, order="F")
+    if array.dtype == stored_type and not scaled:
+        yield flat, flat, None  # read to where it belongs
+        return
     buffer = np.empty(min(len(flat), max(1, _SLAB_BYTES // stored_type.itemsize)), dtype=stored_type)
     for begin in range(0, len(flat), len(buffer)):
         slab = buffer[: len(flat) - begin]

@@ -13,7 +13,17 @@ from kits_cascade.data.layouts import find_cases
 from kits_cascade.errors import CaseError, DatasetError, GeometryError, KitsCascadeError
 from kits_cascade.evaluation.metrics import LabelPair
 from kits_cascade.labels import LABEL_NAMES
-from kits_cascade.volume import NIFTI_ENDINGS, Array, Spacing, Volume, case_name, is_nifti, read_header, read_labels
+from kits_cascade.volume import (
+    NIFTI_ENDINGS,
+    Array,
+    Spacing,
+    Volume,
+    case_name,
+    is_nifti,
+    read_header,
+    read_labels,
+    to_stored,
+)
 
 AFFINE_TOLERANCE: Final = 1e-3  # summed difference, as the challenge checks it
 HIGHEST_LABEL: Final = max(LABEL_NAMES)
@@ -106,7 +116,7 @@ def read_label_map(path: Path, allow_float: bool = False) -> Volume:
         )
     volume = read_labels(path)
     # Whether a label above 3 is there shows in the highest one; which, only matters for the message.
-    if volume.array.max() > HIGHEST_LABEL:
+    if to_stored(volume).max() > HIGHEST_LABEL:  # in the order of memory: several times as fast
         wrong = [int(label) for label in np.unique(volume.array) if label > HIGHEST_LABEL]
         raise KitsCascadeError(f"{path}: has label {', '.join(map(str, wrong))}; labels are 0 to {HIGHEST_LABEL}")
     return volume
