@@ -115,7 +115,7 @@ def main() -> None:
     source = folders.raw / "Dataset220_KiTS"
     paint(masks, source)
     for old in (*folders.raw.glob("Dataset22[123]*"), arguments.work / "plain"):
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
 
     began = time.perf_counter()
     plain(source, arguments.work / "plain", arguments.floats)

@@ -1,0 +1,194 @@
+"""One stage of the cascade: its networks, the way of a CT to them, and the way of their answer back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final, cast
+
+import numpy as np
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from kits_cascade.files import read_json
+from kits_cascade.geometry import Box
+from kits_cascade.inference.models import StageModel
+from kits_cascade.inference.nnunet.network import Predictor, TileOptions, load_predictor
+from kits_cascade.inference.nnunet.plans import BY_VOXEL, normalizer, not_empty, plan_method, unchanged
+from kits_cascade.inference.resample import new_shape, resample
+from kits_cascade.volume import Array, Spacing
+
+# Logits where no tile was predicted: surely background, but small enough to be interpolated with.
+_NOT_PREDICTED: Final = -20.0
+
+
+@dataclass
+class Prepared:
+    """A region as a network sees it, and what is needed to go back."""
+
+    data: torch.Tensor  # channels, z, y, x on the network's grid
+    spacing: Spacing  # of the region, in the plan's axis order
+    shape: tuple[int, int, int]  # of the region, in the plan's axis order
+    box: Box  # the part of the region that is not empty, as nnU-Net crops it
+
+
+@dataclass
+class StageNetwork:
+    """The networks of one stage (its folds), with the stage's preprocessing and the way back."""
+
+    model: StageModel
+    device: torch.device
+    tiles: TileOptions
+    plans: PlansManager = field(init=False)
+    dataset: dict[str, Any] = field(init=False)
+    predictor: Predictor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.plans = PlansManager(read_json(self.model.folder / "plans.json"))
+        self.dataset = read_json(self.model.folder / "dataset.json")
+        self.predictor = load_predictor(self.model, self.plans, self.dataset, self.device, self.tiles)
+
+    @cached_property
+    def configuration(self) -> Any:
+        """The plan's configuration that the network was trained in."""
+        return self.plans.get_configuration(self.model.configuration)
+
+    @property
+    def channels(self) -> int:
+        """Input channels of the network."""
+        return len(self.dataset.get("channel_names", {"0": "CT"}))
+
+    def prepare(self, channels: Sequence[Array], spacing: Spacing, cache: dict[Any, torch.Tensor]) -> Prepared:
+        """Crop away what is empty, normalise and resample. What another stage has prepared alike is in ``cache``."""
+        forward = self.plans.transpose_forward
+        turned = [channel.transpose(forward) for channel in channels]
+        turned_spacing = cast("Spacing", tuple(spacing[i] for i in forward))
+        box = not_empty(turned)
+        cropped = [box.crop(channel) for channel in turned]
+        parts = []
+        for number, channel in enumerate(cropped):
+            key = (number, box, tuple(forward), self._recipe(number))
+            if key not in cache:
+                cache[key] = self._prepare_channel(number, channel, turned_spacing)
+            parts.append(cache[key])
+        data = parts[0][None] if len(parts) == 1 else torch.stack(parts)
+        return Prepared(data, turned_spacing, cast("tuple[int, int, int]", turned[0].shape), box)
+
+    def _recipe(self, channel: int) -> str:
+        """All that decides how a channel is prepared."""
+        settings = self.configuration.configuration
+        names = ("spacing", "resampling_fn_data", "resampling_fn_data_kwargs")
+        norm = (self.configuration.normalization_schemes[channel], self.configuration.use_mask_for_norm[channel])
+        return repr((*(settings[name] for name in names), norm, self._intensities(channel)))
+
+    def _intensities(self, channel: int) -> dict[str, float]:
+        properties = self.plans.foreground_intensity_properties_per_channel
+        return cast("dict[str, float]", properties[str(channel)])
+
+    def _target_spacing(self, spacing: Spacing) -> Spacing:
+        target = list(self.configuration.spacing)
+        return cast("Spacing", tuple(target if len(target) == 3 else [spacing[0], *target]))
+
+    def _prepare_channel(self, number: int, channel: Array, spacing: Spacing) -> torch.Tensor:
+        name = self.configuration.normalization_schemes[number]
+        normalize = normalizer(name, self.configuration.use_mask_for_norm[number], self._intensities(number))
+        target = self._target_spacing(spacing)
+        shape = new_shape(channel.shape, spacing, target)
+        if name not in BY_VOXEL:
+            channel, normalize = normalize(channel), unchanged
+        settings = self.configuration.configuration
+        method = plan_method(settings["resampling_fn_data"], settings["resampling_fn_data_kwargs"], spacing, target)
+        if method is None:
+            whole = normalize(np.ascontiguousarray(channel))[None]
+            return torch.as_tensor(self.configuration.resampling_fn_data(whole, shape, spacing, target))[0].float()
+        return resample(channel, shape, method, normalize)
+
+    def logits(self, prepared: Prepared, near: Array | None, on_tile: Callable[[], None] | None = None) -> torch.Tensor:
+        """The networks' answer on their own grid; ``near`` (of the region) says where it can matter."""
+        predictor, shape = self.predictor, tuple(prepared.data.shape[1:])
+        predictor.before_padding = shape
+        predictor.on_tile = on_tile
+        predictor.wanted = self._wanted(prepared, near)
+        logits = predictor.predict_logits_from_preprocessed_data(prepared.data)
+        if predictor.wanted is not None:
+            _fill_gaps(logits, predictor.label_manager.has_regions)
+        return cast("torch.Tensor", logits)
+
+    def _wanted(self, prepared: Prepared, near: Array | None) -> Callable[[Box], bool] | None:
+        if near is None or self.tiles.skip_beyond_mm is None:
+            return None
+        mask = prepared.box.crop(near.transpose(self.plans.transpose_forward))
+        shape, margin = prepared.data.shape[1:], self.tiles.skip_beyond_mm
+        spacing = self._target_spacing(prepared.spacing)
+
+        def wanted(tile: Box) -> bool:
+            return bool(tile.grown(margin, spacing).clipped(shape).on_grid(shape, mask.shape).crop(mask).any())
+
+        return wanted
+
+    def resampled_logits(self, logits: torch.Tensor, prepared: Prepared) -> torch.Tensor:
+        """The logits at the voxels of the region's part that is not empty, in half precision as nnU-Net has them."""
+        source = self._target_spacing(prepared.spacing)
+        settings = self.configuration.configuration
+        name, options = settings["resampling_fn_probabilities"], settings["resampling_fn_probabilities_kwargs"]
+        shape = prepared.box.shape
+        if tuple(logits.shape[1:]) == shape:
+            return logits
+        method = plan_method(name, options, source, prepared.spacing)
+        if method is None:
+            return torch.as_tensor(
+                self.configuration.resampling_fn_probabilities(logits, shape, source, prepared.spacing)
+            )
+        result = torch.empty((logits.shape[0], *shape), dtype=logits.dtype)
+        for channel, part in enumerate(logits):
+            result[channel] = resample(part.numpy(), shape, method)
+        return result
+
+    def labels(self, logits: torch.Tensor, prepared: Prepared | None = None) -> Array:
+        """nnU-Net's label map from logits; with ``prepared`` put back into the region's axes and shape."""
+        labels = np.asarray(_label_map(logits, self.predictor.label_manager))
+        return labels if prepared is None else self._back(labels, prepared, 0)
+
+    def probabilities(self, logits: torch.Tensor, prepared: Prepared) -> Array:
+        """Class or region probabilities in the region's axes and shape (outside of what was predicted: background)."""
+        values = self.predictor.label_manager.apply_inference_nonlin(logits).numpy()
+        fill = [0.0] * len(values) if self.predictor.label_manager.has_regions else [1.0] + [0.0] * (len(values) - 1)
+        return np.stack([self._back(v, prepared, f) for v, f in zip(values, fill, strict=True)])
+
+    def _back(self, values: Array, prepared: Prepared, fill: float) -> Array:
+        whole = values
+        if prepared.box.shape != prepared.shape:
+            whole = np.full(prepared.shape, fill, dtype=values.dtype)
+            prepared.box.paste(whole, values)
+        return whole.transpose(self.plans.transpose_backward)
+
+    def holds(self, labels: Array, *names: str) -> Array:
+        """Where a label map has a value of one of the named labels or regions."""
+        table = np.zeros(256, dtype=bool)
+        for name in names:
+            entry = self.dataset["labels"].get(name, [])
+            table[np.asarray(entry, dtype=np.intp)] = True
+        return cast("Array", table[labels])
+
+
+@torch.inference_mode()
+def _fill_gaps(logits: torch.Tensor, regions: bool) -> None:
+    """Background where no tile was predicted, which nnU-Net's averaging leaves as 0 / 0."""
+    gaps = torch.isnan(logits[0])
+    if gaps.any():
+        logits[:, gaps] = _NOT_PREDICTED
+        if not regions:
+            logits[0, gaps] = -_NOT_PREDICTED
+
+
+def _label_map(logits: torch.Tensor, manager: Any) -> torch.Tensor:
+    """As nnU-Net's label manager decides, without its copies: a sigmoid above 0.5 is a logit above 0."""
+    if manager.has_regions:
+        labels = torch.zeros(logits.shape[1:], dtype=torch.uint8)
+        for channel, value in enumerate(manager.regions_class_order):
+            labels[logits[channel] > 0] = int(value)
+        return labels
+    if logits.shape[0] == 2:
+        return (logits[1] > logits[0]).to(torch.uint8)
+    return torch.from_numpy(logits.float().numpy().argmax(0).astype(np.uint8))
