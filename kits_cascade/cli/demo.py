@@ -136,7 +136,7 @@ def draw_picture(demo: Demo) -> None:
 
 
 def _typical(content: dict[str, Any]) -> str:
-    ranked = sorted((case["regions"]["tumor"]["dice"], case["case"]) for case in content["cases"])
+    ranked = sorted((case["scores"]["tumor"]["dice"], case["case"]) for case in content["cases"])
     return str(ranked[len(ranked) // 2][1])
 
 

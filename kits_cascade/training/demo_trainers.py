@@ -30,7 +30,7 @@ class _Short(KitsTrainer):
 class DemoTrainer(_Short):
     """Dice and cross-entropy, for the coarse stage."""
 
-    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 8}
+    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 14}
 
 
 class DemoSurfaceLossTrainer(_Short, SurfaceLossTrainer):
