@@ -27,7 +27,8 @@ class Speed:
     tta: bool = True  # mirrored copies of every tile in the fine stages, as nnU-Net does by default
     tile_step: float = 0.5
     coarse_tile_step: float = 0.75
-    skip_beyond_mm: float | None = 10.0
+    skip_beyond_mm: float | None = 10.0  # leave out tiles of the masses stage further than this from the kidney
+    kidney_skip_beyond_mm: float | None = 20.0  # and of the kidney stage from what the coarse stage saw
 
     @staticmethod
     def named(tta: bool, fast: bool) -> Speed:
@@ -132,6 +133,7 @@ def load_networks(models: CascadeModels, device: str, speed: Speed, options: Cas
         device,
         coarse=TileOptions(speed.coarse_tile_step, mirror=False, skip_beyond_mm=None),
         fine=TileOptions(speed.tile_step, speed.tta, speed.skip_beyond_mm),
+        kidney=TileOptions(speed.tile_step, speed.tta, speed.kidney_skip_beyond_mm),
     )
     networks.keep_probabilities = options.save_probabilities
     return cast("Predictors", networks)

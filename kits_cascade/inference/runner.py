@@ -316,10 +316,11 @@ def part_of(cases: Sequence[InputCase], part: str | None) -> list[InputCase]:
     return list(cases[int(first) :: int(count)])
 
 
-def _sweep(*folders: Path) -> None:
+def _sweep(out: Path, state: Path) -> None:
     """Remove what killed processes have left behind."""
-    for folder in folders:
-        for place in [folder, *(p for p in folder.glob("*") if p.is_dir())] if folder.is_dir() else []:
+    places = [out, out / "probabilities", *(out / "stages").glob("*"), state, *state.glob("*")]
+    for place in places:
+        if place.is_dir():
             sweep_temporary(place)
 
 

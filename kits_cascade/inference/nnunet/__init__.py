@@ -77,12 +77,13 @@ class NnunetPredictors:
         device: str = "auto",
         coarse: TileOptions | None = None,
         fine: TileOptions | None = None,
+        kidney: TileOptions | None = None,
     ) -> None:
         self.device = choose_device(device)
         coarse = coarse or TileOptions(0.75, mirror=False)
         fine = fine or TileOptions()
         self.coarse_stage = StageNetwork(models.coarse, self.device, coarse)
-        self.kidney_stage = StageNetwork(models.kidney, self.device, fine)
+        self.kidney_stage = StageNetwork(models.kidney, self.device, kidney or fine)
         self.mass_stages = [StageNetwork(model, self.device, fine) for model in models.masses]
         self.keep_probabilities = False
         self.on_tile: Callable[[], None] | None = None
