@@ -37,7 +37,7 @@ def predict(
         list[str] | None,
         typer.Option("-f", "--folds", help="Folds to average: -f 0 1 2; by default all trained."),
     ] = None,
-    more_folds: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    more_folds: Annotated[list[str] | None, typer.Argument(hidden=True, help="More folds: -f 0 1 2.")] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(help="Which network where several are trained: STAGE=PATTERN over trainer__plans__configuration."),

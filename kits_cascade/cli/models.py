@@ -62,7 +62,7 @@ def list_models(
 def export(
     out: Annotated[Path, typer.Argument(help="The zip to write.")],
     folds: Folds = None,
-    more_folds: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    more_folds: Annotated[list[str] | None, typer.Argument(hidden=True, help="More folds: -f 0 1 2.")] = None,
     model: Model = None,
     checkpoint: Checkpoint = None,
     ids: Ids = "221,222,223",
