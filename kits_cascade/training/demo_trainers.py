@@ -26,7 +26,7 @@ class _Short(KitsTrainer):
         optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=1e-4)
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:  # noqa: N802 - nnU-Net's hook
         """As nnU-Net does; but without mirroring at prediction, which makes the validation eight times as long."""
         chosen = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         self.inference_allowed_mirroring_axes = None
