@@ -26,7 +26,7 @@ Progress = Callable[[int, int, str], None]
 _HU: Final[dict[int, tuple[float, float]]] = {
     body.AIR: (-1000, 0),
     body.FAT: (-100, 6),
-    body.MUSCLE: (58, 4),
+    body.MUSCLE: (55, 3),
     body.BONE: (520, 60),
     body.MARROW: (190, 25),
     body.LIVER: (105, 5),
@@ -37,7 +37,7 @@ _HU: Final[dict[int, tuple[float, float]]] = {
     body.BILE: (8, 4),
     body.CORTEX: (185, 10),
     body.MEDULLA: (145, 8),
-    body.SOLID: (80, 8),
+    body.SOLID: (84, 6),
     body.NECROSIS: (35, 6),
     body.WATER: (6, 4),
 }

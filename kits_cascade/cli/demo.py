@@ -19,6 +19,8 @@ from kits_cascade.labels import REGION_NAMES
 _TRAINERS: Final = {"coarse": "DemoTrainer", "kidney": "DemoSurfaceLossTrainer", "masses": "DemoSurfaceLossTrainer"}
 # nnU-Net starts 8 to 12 processes where it can; here each would take seconds to start, and get work for less.
 _TWO_CORES: Final = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "2", "nnUNet_compile": "f"}
+# A few hundred steps on a few phantoms: the fine networks must have seen what a wrong coarse box can hold.
+_MARGIN_MM: Final = 50
 Say = Callable[[str], None]
 
 
@@ -63,17 +65,17 @@ class Demo:
         train, nnunet = self.root / "phantoms", ["--nnunet-dir", str(self.root / "nnunet")]
         kind = "DemoQuick" if self.quick else "Demo"
         trainers = [w for s, name in _TRAINERS.items() for w in ("--trainer", f"{s}={name.replace('Demo', kind)}")]
-        device = ["--device", self.device]
+        device, margin = ["--device", self.device], ["--margin-mm", str(_MARGIN_MM)]
         p, t = str(self.predictions), str(self.truth)
         return [
             ("Phantoms to learn from", ["phantom", "-o", str(train), "-n", str(self.cases), "--seed", "0"]),
             ("Phantoms to be tested on", ["phantom", "-o", t, "-n", str(self.held_out), "--seed", "1"]),
             ("KiTS folders to Dataset220", ["convert", str(train), *nnunet]),
-            ("Datasets 221, 222 and 223", ["derive-stages", *nnunet]),
+            ("Datasets 221, 222 and 223", ["derive-stages", *margin, *nnunet]),
             ("Plans and preprocessing", ["plan", "--preset", "demo", *nnunet]),
             (
                 "Three small networks, trained by nnU-Net",
-                ["train", "--preset", "demo", "--folds", "0", "--oof", "never", *device, *trainers, *nnunet],
+                ["train", "--preset", "demo", "--folds", "0", "--oof", "never", *margin, *device, *trainers, *nnunet],
             ),
             ("The cascade on the held-out phantoms", ["predict", "-i", t, "-o", p, "--no-tta", *device, *nnunet]),
             ("Scores", ["evaluate", "-p", p, "-g", t, "-o", str(self.scores)]),
