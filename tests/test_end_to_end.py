@@ -17,7 +17,9 @@ DEMO = [sys.executable, "-m", "kits_cascade", "demo", "--quick", "--cases", "5",
 def run(command, cwd):
     env = {k: v for k, v in os.environ.items() if k not in {"nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"}}
     env |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900, check=False, env=env)
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=900, check=False, env=env
+    )
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ def run(*command, cwd, env=None, check=True):
         env=clean | (env or {}),
         capture_output=True,
         text=True,
+        encoding="utf-8",
         timeout=300,
     )
     assert not check or result.returncode == 0, result.stdout + result.stderr

@@ -339,7 +339,9 @@ def test_command_stopped_and_started_again(server, tmp_path, kits23, how):
     assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
     assert list(part.glob(".*.part"))
     server.requests.clear()
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, check=False, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=60
+    )
     assert done.returncode == 0, done.stderr
     ranges = [headers.get("range") for _, path, headers in server.requests if path == image(names[1])]
     assert ranges and ranges[0] and not ranges[0].startswith("bytes=0-")

@@ -334,6 +334,7 @@ def test_nnunets_own_commands_accept_all_four_datasets(tmp_path):
         env=dict(os.environ),
         capture_output=True,
         text=True,
+        encoding="utf-8",
         check=True,
     ).stdout
     assert told.count("verify_dataset_integrity Done") == 4 and "Error" not in told and "WARNING" not in told

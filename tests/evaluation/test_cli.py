@@ -14,7 +14,7 @@ def kits_cascade(*arguments):
     """The command in a process of its own, as a user runs it."""
     return subprocess.run(
         [sys.executable, "-c", "from kits_cascade.cli.app import main; main()", *map(str, arguments)],
-        capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}, timeout=120, check=False,
+        capture_output=True, text=True, encoding="utf-8", env={**os.environ, "COLUMNS": "80"}, timeout=120, check=False,
     )  # fmt: skip
 
 

@@ -27,7 +27,13 @@ def run(folders, *command):
     }
     program = Path(sys.executable).with_name(command[0])
     done = subprocess.run(
-        [str(program), *command[1:]], check=False, env=environment, capture_output=True, text=True, timeout=600
+        [str(program), *command[1:]],
+        check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout
