@@ -42,7 +42,7 @@ class DemoTrainer(_Short):
 class DemoSurfaceLossTrainer(_Short, SurfaceLossTrainer):
     """With the surface loss, for the fine stages."""
 
-    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 14}
+    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 12}
 
 
 _QUICK: Final = {"num_iterations_per_epoch": 8, "num_val_iterations_per_epoch": 1, "num_epochs": 1}
