@@ -84,8 +84,8 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def link_or_copy(source: Path, target: Path, *, copy: bool = False) -> None:
-    """Put the file ``source`` at ``target`` too, without a second copy where the file system allows.
+def link_or_copy(source: Path, target: Path, *, copy: bool = False) -> str:
+    """Put the file ``source`` at ``target`` too, without a second copy where the file system allows; says how.
 
     A hard link is preferred: it stays whole when the source folder is moved or deleted. Where there can be none
     (another file system, or files of another user) a symbolic link does, and where even that cannot be, or with
@@ -95,14 +95,20 @@ def link_or_copy(source: Path, target: Path, *, copy: bool = False) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{TEMPORARY_MARK}{os.getpid()}-{target.name}")
     temporary.unlink(missing_ok=True)
-    if copy or not (_made(temporary.hardlink_to, source) or _made(temporary.symlink_to, source)):
+    how = "copy"
+    if not copy and _made(temporary.hardlink_to, source):
+        how = "hard link"
+    elif not copy and _made(temporary.symlink_to, source):
+        how = "symbolic link"
+    if how == "copy":
         with atomic_path(target) as copied:
             shutil.copyfile(source, copied)
-        return
+        return how
     try:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)  # moving one name of a file onto another of the same file leaves both
+    return how
 
 
 def _made(link: Callable[[Path], None], source: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from isal import igzip
 from kits_cascade import labels as kits
 from kits_cascade.data.layouts import KitsCase, contrast_phase
 from kits_cascade.errors import CaseError, DatasetError, FileFormatError, GeometryError, KitsCascadeError
-from kits_cascade.files import atomic_path
+from kits_cascade.files import atomic_path, link_or_copy
 from kits_cascade.volume import Array, Volume, check_finite, read_labels, read_volume, reading
 
 AFFINE_TOLERANCE: Final = 1e-3  # summed over the matrix, as in the challenge's own check of submissions
@@ -118,17 +117,7 @@ def place(source: Path, target: Path, *, copy: bool) -> str:
     if not source.name.endswith(".gz"):
         _pack(source, target)
         return "packed"
-    if not copy:
-        target.unlink(missing_ok=True)
-        for how, link in (("hard link", os.link), ("symbolic link", os.symlink)):
-            try:
-                link(source, target)
-            except OSError:
-                continue
-            return how
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
-    return "copy"
+    return link_or_copy(source, target, copy=copy)
 
 
 def _pack(source: Path, target: Path) -> None:

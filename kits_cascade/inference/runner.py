@@ -143,7 +143,16 @@ class Runner:
 
     def _claimed(self, cases: Sequence[InputCase]) -> Iterator[InputCase]:
         """The cases that are ours to work on, claimed one by one; those of other processes once more at the end."""
-        busy = []
+        busy: list[InputCase] = []
+        yield from self._takeable(cases, busy)
+        elsewhere: list[InputCase] = []
+        yield from self._takeable(busy, elsewhere)
+        for case in elsewhere:
+            self.summary.elsewhere.append(case.name)
+            self.tell(Event(case.name, ELSEWHERE, "another process works on it"))
+
+    def _takeable(self, cases: Sequence[InputCase], busy: list[InputCase]) -> Iterator[InputCase]:
+        """Claim what is free, pass over what is finished, and put into ``busy`` what another process holds."""
         for case in cases:
             if self._finished_before(case):
                 self._tell_skipped(case)
@@ -152,15 +161,6 @@ class Runner:
                     yield case
             else:
                 busy.append(case)
-        for case in busy:
-            if self._finished_before(case):
-                self._tell_skipped(case)
-            elif self.claims.take(case.name):
-                if self._ours(case):
-                    yield case
-            else:
-                self.summary.elsewhere.append(case.name)
-                self.tell(Event(case.name, ELSEWHERE, "another process works on it"))
 
     def _ours(self, case: InputCase) -> bool:
         """Whether a claimed case still needs work: another process may have finished it a moment ago."""
