@@ -17,7 +17,8 @@ from kits_cascade import phantom_anatomy as body
 from kits_cascade.components import components
 from kits_cascade.errors import DatasetError
 from kits_cascade.labels import CYST, KIDNEY, TUMOR
-from kits_cascade.volume import Array, Spacing, Volume, read_labels, volume_from_stored, write_volume
+from kits_cascade.nifti import read_labels, write_volume
+from kits_cascade.volume import Array, Spacing, Volume, volume_from_stored
 
 VARIANTS: Final = body.VARIANTS
 Progress = Callable[[int, int, str], None]

@@ -124,7 +124,7 @@ def mean_scores(folder: Path) -> dict[str, float]:
 def draw_picture(demo: Demo) -> None:
     """Prediction beside truth in three planes, of the case with the median tumour Dice."""
     from kits_cascade.evaluation.figures import case_panel
-    from kits_cascade.volume import read_labels, read_volume
+    from kits_cascade.nifti import read_labels, read_volume
 
     content: dict[str, Any] = read_json(demo.scores / "evaluation.json")
     case = _typical(content)

@@ -14,7 +14,8 @@ from kits_cascade import labels as kits
 from kits_cascade.data.layouts import KitsCase, contrast_phase
 from kits_cascade.errors import CaseError, DatasetError, FileFormatError, GeometryError, KitsCascadeError
 from kits_cascade.files import atomic_path, link_or_copy
-from kits_cascade.volume import Array, Volume, check_finite, read_labels, read_volume, reading
+from kits_cascade.nifti import check_finite, read_labels, read_volume, reading
+from kits_cascade.volume import Array, Volume
 
 AFFINE_TOLERANCE: Final = 1e-3  # summed over the matrix, as in the challenge's own check of submissions
 _CHUNK: Final = 1 << 20

@@ -14,9 +14,9 @@ from kits_cascade.data.layouts import KitsCase, find_cases, kits19_test_cases
 from kits_cascade.data.source_dataset import ConvertOptions, SourceDataset, source_folder
 from kits_cascade.environment import NnunetFolders
 from kits_cascade.errors import CaseError, DatasetError, UsageError
+from kits_cascade.nifti import write_volume
 from kits_cascade.parallel import Outcome, Progress, run_cases
 from kits_cascade.stages import SOURCE_ID
-from kits_cascade.volume import write_volume
 
 _FATAL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 

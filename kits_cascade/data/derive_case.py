@@ -14,8 +14,9 @@ from kits_cascade.errors import CaseError
 from kits_cascade.files import link_or_copy
 from kits_cascade.geometry import Box, roi_box
 from kits_cascade.labels import CYST, TUMOR
+from kits_cascade.nifti import read_cropped, read_header, read_labels, write_volume
 from kits_cascade.stages import MASSES_CYST, MASSES_TUMOR, STAGE_BY_KEY
-from kits_cascade.volume import Array, Spacing, Volume, read_cropped, read_header, read_labels, write_volume
+from kits_cascade.volume import Array, Spacing, Volume
 
 JITTER_MM: Final = 5.0  # a face of a coarse mask is off by a voxel or two of the coarse stage
 _SIGNATURE_BYTES: Final = 4096

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from kits_cascade.errors import DatasetError, UsageError
-from kits_cascade.volume import NIFTI_ENDINGS, case_name
+from kits_cascade.nifti import NIFTI_ENDINGS, case_name
 
 KITS23_CASES: Final = (*range(300), *range(400, 589))
 KITS19_CASES: Final = tuple(range(210))

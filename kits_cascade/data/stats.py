@@ -18,8 +18,9 @@ from kits_cascade.data.layouts import KitsCase, contrast_phase, find_cases
 from kits_cascade.errors import CaseError, DatasetError
 from kits_cascade.files import write_json, write_text
 from kits_cascade.geometry import Box
+from kits_cascade.nifti import read_labels
 from kits_cascade.parallel import Progress, run_cases
-from kits_cascade.volume import Array, Volume, read_labels
+from kits_cascade.volume import Array, Volume
 
 CLASSES: Final = ("background", *kits.LABEL_NAMES.values())
 LESIONS: Final = {kits.TUMOR: "tumor", kits.CYST: "cyst"}

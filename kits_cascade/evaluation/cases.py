@@ -13,17 +13,8 @@ from kits_cascade.data.layouts import find_cases
 from kits_cascade.errors import CaseError, DatasetError, GeometryError, KitsCascadeError
 from kits_cascade.evaluation.metrics import LabelPair
 from kits_cascade.labels import LABEL_NAMES
-from kits_cascade.volume import (
-    NIFTI_ENDINGS,
-    Array,
-    Spacing,
-    Volume,
-    case_name,
-    is_nifti,
-    read_header,
-    read_labels,
-    to_stored,
-)
+from kits_cascade.nifti import NIFTI_ENDINGS, case_name, is_nifti, read_header, read_labels
+from kits_cascade.volume import Array, Spacing, Volume, to_stored
 
 AFFINE_TOLERANCE: Final = 1e-3  # summed difference, as the challenge checks it
 HIGHEST_LABEL: Final = max(LABEL_NAMES)

@@ -20,7 +20,8 @@ from kits_cascade.inference.inputs import find_cases, load_case
 from kits_cascade.inference.itk import is_itk, read_itk
 from kits_cascade.inference.lesions import LesionRow, measure_lesions
 from kits_cascade.labels import CYST, KIDNEY, LABEL_NAMES, TUMOR
-from kits_cascade.volume import Array, Volume, read_labels
+from kits_cascade.nifti import read_labels
+from kits_cascade.volume import Array, Volume
 
 _PIXEL_MM: Final = 0.7
 _MOST_PIXELS: Final = 640

@@ -21,8 +21,8 @@ from kits_cascade.files import write_text
 from kits_cascade.inference.inputs import find_cases
 from kits_cascade.inference.itk import is_itk
 from kits_cascade.labels import LABEL_NAMES, REGIONS
+from kits_cascade.nifti import case_name
 from kits_cascade.parallel import Progress, run_cases
-from kits_cascade.volume import case_name
 
 REPORT_HTML: Final = "report.html"
 FIGURES_FOLDER: Final = "report"

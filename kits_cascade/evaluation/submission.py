@@ -15,8 +15,8 @@ from kits_cascade.errors import DatasetError, KitsCascadeError
 from kits_cascade.evaluation.cases import AFFINE_TOLERANCE, HIGHEST_LABEL, affine_difference, nifti_files
 from kits_cascade.evaluation.score import check_writable
 from kits_cascade.files import atomic_path
+from kits_cascade.nifti import case_name, read_header, read_volume
 from kits_cascade.parallel import Progress, run_cases
-from kits_cascade.volume import case_name, read_header, read_volume
 
 ENDING: Final = ".nii.gz"
 # A zip that is the same for the same predictions: no times of files.

@@ -9,7 +9,8 @@ import numpy as np
 from kits_cascade.files import atomic_path, write_json
 from kits_cascade.inference.inputs import LoadedCase
 from kits_cascade.inference.orchestrate import CascadeOptions, CascadeResult
-from kits_cascade.volume import Array, Volume, volume_from_array, write_volume
+from kits_cascade.nifti import write_volume
+from kits_cascade.volume import Array, Volume, volume_from_array
 
 
 def write_extras(out: Path, loaded: LoadedCase, result: CascadeResult, options: CascadeOptions) -> None:

@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 from kits_cascade.errors import UsageError
 from kits_cascade.inference import dicom, itk
-from kits_cascade.volume import case_name, is_nifti
+from kits_cascade.nifti import case_name, is_nifti
 
 Kind = Literal["nifti", "itk", "dicom", "kits"]
 

@@ -14,7 +14,8 @@ import numpy as np
 from kits_cascade.errors import CaseError, FileFormatError, KitsCascadeError, UsageError
 from kits_cascade.inference import dicom, itk
 from kits_cascade.inference.finding import InputCase, find_cases
-from kits_cascade.volume import Array, Volume, check_finite, read_volume, write_volume
+from kits_cascade.nifti import check_finite, read_volume, write_volume
+from kits_cascade.volume import Array, Volume
 
 __all__ = ["InputCase", "LoadedCase", "find_cases", "judged", "load_case", "result_path", "write_result"]
 

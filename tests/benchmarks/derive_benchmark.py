@@ -21,9 +21,9 @@ import numpy as np
 from kits_cascade.data.derive import derive_stages
 from kits_cascade.environment import nnunet_folders
 from kits_cascade.files import read_json, write_json
+from kits_cascade.nifti import read_header, read_labels, write_volume
 from kits_cascade.phantom import paint_ct
 from kits_cascade.stages import READER, SOURCE_CLASS_ORDER, SOURCE_LABELS
-from kits_cascade.volume import read_header, read_labels, write_volume
 
 
 def paint(masks: list[Path], folder: Path) -> None:

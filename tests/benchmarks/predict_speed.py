@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from isal import igzip
 
+from kits_cascade.nifti import read_labels
 from kits_cascade.stages import KIDNEY_STAGE
-from kits_cascade.volume import read_labels
 from tests.benchmarks.bench_models import write_image, write_models
 from tests.inference.handmade import dice
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from kits_cascade.environment import NnunetFolders, nnunet_folders
 from kits_cascade.files import write_json
+from kits_cascade.nifti import write_volume
 from kits_cascade.stages import READER, SOURCE_CLASS_ORDER, SOURCE_LABELS
-from kits_cascade.volume import volume_from_stored, write_volume
+from kits_cascade.volume import volume_from_stored
 
 ORIENTATIONS = ("LPS", "RAS", "SPL", "IAR", "PIR", "ASL")
 

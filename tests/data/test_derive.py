@@ -19,7 +19,8 @@ from kits_cascade.data.derive import derive_stages
 from kits_cascade.errors import DatasetError, UsageError
 from kits_cascade.files import TEMPORARY_MARK, read_json
 from kits_cascade.geometry import Box, roi_box
-from kits_cascade.volume import read_volume, volume_from_array, write_volume
+from kits_cascade.nifti import read_volume, write_volume
+from kits_cascade.volume import volume_from_array
 
 from .small import make_source, stored, tree, write_source_json
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from kits_cascade.volume import volume_from_stored, write_volume
+from kits_cascade.nifti import write_volume
+from kits_cascade.volume import volume_from_stored
 
 AFFINE = np.diag([3.0, 0.8, 0.8, 1.0])  # stored z, y, x as KiTS stores it, but for the signs
 AFFINE[[0, 2]] = AFFINE[[2, 0]]

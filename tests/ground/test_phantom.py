@@ -6,7 +6,7 @@ from kits_cascade import phantom
 from kits_cascade.components import components
 from kits_cascade.errors import DatasetError
 from kits_cascade.labels import CYST, KIDNEY, TUMOR
-from kits_cascade.volume import read_volume, write_volume
+from kits_cascade.nifti import read_volume, write_volume
 
 
 @pytest.fixture(scope="module")

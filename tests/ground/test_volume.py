@@ -7,17 +7,16 @@ import pytest
 from nibabel.orientations import aff2axcodes
 
 from kits_cascade.errors import FileFormatError, GeometryError, KitsCascadeError
-from kits_cascade.volume import (
+from kits_cascade.nifti import (
     case_name,
     check_finite,
     read_cropped,
     read_header,
     read_labels,
     read_volume,
-    volume_from_array,
-    volume_from_stored,
     write_volume,
 )
+from kits_cascade.volume import volume_from_array, volume_from_stored
 
 SHAPE = (4, 5, 6)
 ORIENTATIONS = [(p, f) for p in permutations(range(3)) for f in product((1, -1), repeat=3)]

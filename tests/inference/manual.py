@@ -15,9 +15,9 @@ import numpy as np
 from kits_cascade.geometry import Box
 from kits_cascade.inference.orchestrate import paint, paste
 from kits_cascade.inference.postprocess import postprocess
-from kits_cascade.inference.roi import regions_of
+from kits_cascade.inference.roi import regions_of, without_strangers
+from kits_cascade.nifti import case_name, read_labels, read_volume, write_volume
 from kits_cascade.stages import COARSE, KIDNEY_STAGE, MASSES_STAGE, MASSES_TUMOR, ROI_MARGIN_MM
-from kits_cascade.volume import case_name, read_labels, read_volume, write_volume
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -61,25 +61,31 @@ def manual_cascade(images, out, results, boxes=None, step=0.5, coarse_step=0.75,
     coarse, crops, kidneys, both, masses = (out / name for name in ("coarse", "crops", "kidney", "both", "masses"))
     nnunet_predict(images, coarse, COARSE, results, coarse_step, tta=False)
     cases = {case_name(path): path for path in sorted(images.glob("*.nii.gz"))}
-    own = {}
+    own, near = {}, {}
     for name, path in cases.items():
         mask = read_labels(coarse / f"{name}.nii.gz")
         own[name] = regions_of(mask.array, mask.spacing, margin_mm)
+        near[name] = mask.array
         volume = read_volume(path)
         for number, box in enumerate((boxes or own)[name]):
             write_volume(crops / f"{name}_r{number}_0000.nii.gz", volume.cropped(box.slices))
     nnunet_predict(crops, kidneys, KIDNEY_STAGE, results, step, tta)
-    for path in crops.glob("*_0000.nii.gz"):
-        crop = read_volume(path)
-        write_volume(both / path.name, crop)
-        kidney = read_labels(kidneys / f"{case_name(path)}.nii.gz")
-        write_volume(both / path.name.replace("_0000", "_0001"), crop, (kidney.array > 0).astype(np.uint8))
+    own_kidneys = {}
+    for name in cases:
+        for number, box in enumerate((boxes or own)[name]):
+            region = f"{name}_r{number}"
+            crop = read_volume(crops / f"{region}_0000.nii.gz")
+            found = read_labels(kidneys / f"{region}.nii.gz").array > 0
+            kidney = without_strangers(found, box.crop(near[name]), box, near[name].shape)
+            write_volume(both / f"{region}_0000.nii.gz", crop)
+            write_volume(both / f"{region}_0001.nii.gz", crop, kidney.astype(np.uint8))
+            own_kidneys[region] = kidney
     nnunet_predict(both, masses, MASSES_STAGE, results, step, tta)
     for name, path in cases.items():
         volume = read_volume(path)
         labels, kidney_mask = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, bool)
         for number, box in enumerate((boxes or own)[name]):
-            kidney = read_labels(kidneys / f"{name}_r{number}.nii.gz").array > 0
+            kidney = own_kidneys[f"{name}_r{number}"]
             mass = read_labels(masses / f"{name}_r{number}.nii.gz").array
             paste(labels, box, paint(kidney, mass > 0, mass == MASSES_TUMOR))
             box.crop(kidney_mask)[kidney] = True

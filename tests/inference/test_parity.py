@@ -8,7 +8,7 @@ from kits_cascade.inference.cascade import CascadeOptions, Speed
 from kits_cascade.inference.models import resolve_models
 from kits_cascade.inference.predict import predict_folder
 from kits_cascade.labels import REGIONS
-from kits_cascade.volume import read_labels, write_volume
+from kits_cascade.nifti import read_labels, write_volume
 from tests.inference.handmade import dice, make_case, write_models
 from tests.inference.manual import boxes_of_run, manual_cascade
 

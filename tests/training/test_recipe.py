@@ -8,8 +8,8 @@ import pytest
 from kits_cascade.data.derive import derive_stages
 from kits_cascade.errors import DatasetError, KitsCascadeError, UsageError
 from kits_cascade.files import read_json, write_json
+from kits_cascade.nifti import read_volume, write_volume
 from kits_cascade.training.recipe import train
-from kits_cascade.volume import read_volume, write_volume
 from tests.data.small import make_source
 
 NAMES = {221: "Dataset221_KidneyCoarse", 222: "Dataset222_KidneyFine", 223: "Dataset223_MassesTumor"}
