@@ -25,6 +25,7 @@ SHRINK_MM: Final = (1.0, 5.0)
 SHIFT_MM: Final = (2.0, 8.0)
 LOST_MM: Final = (8.0, 25.0)  # radius of the ball that is lost
 WHOLE: Final = 1 / 3  # how often a whole component is lost instead
+LESIONS: Final = 1 / 3  # how often lesions are lost, of the wrong masks of patches that show any
 
 
 def _uniform(low: float, high: float) -> float:
@@ -65,23 +66,32 @@ class PerturbPrior:
     did not recognise, which is often the very tumour. A network trained with the label would trust it blindly.
     """
 
-    def __init__(self, channel: int, spacing: Sequence[float], probability: float) -> None:
+    def __init__(self, channel: int, spacing: Sequence[float], probability: float, lesions: Sequence[int] = ()) -> None:
         self.channel = channel
         self.spacing = tuple(spacing)
         self.probability = probability
+        self.lesions = list(lesions)  # their label values in the segmentation
 
     def __call__(self, **sample: Any) -> Sample:
         """Apply it."""
         image: Tensor = sample["image"]
         mask = (image[self.channel] > BINARY_THRESHOLD).numpy()
         if _uniform(0, 1) < self.probability and mask.any():
-            change = (grown, shrunk, shifted, without_part)[_index(4)]
-            mask = change(mask, self.spacing)
+            mask = self._wrong(mask, sample.get("segmentation"))
         image[self.channel] = torch.from_numpy(np.ascontiguousarray(mask)).to(image.dtype)
         return sample
 
+    def _wrong(self, mask: Array, segmentation: Tensor | None) -> Array:
+        lesions = np.zeros_like(mask) if segmentation is None else np.isin(segmentation[0].numpy(), self.lesions)
+        if (lesions & mask).any() and _uniform(0, 1) < LESIONS:
+            return without_lesions(mask, lesions)
+        return (grown, shrunk, shifted, without_part)[_index(4)](mask, self.spacing)
+
     def __repr__(self) -> str:
-        return f"PerturbPrior(channel={self.channel}, spacing={self.spacing}, probability={self.probability})"
+        return (
+            f"PerturbPrior(channel={self.channel}, spacing={self.spacing}, probability={self.probability}, "
+            f"lesions={self.lesions})"
+        )
 
 
 def grown(mask: Array, spacing: Sequence[float]) -> Array:
@@ -123,6 +133,13 @@ def without_part(mask: Array, spacing: Sequence[float]) -> Array:
     grid = np.ogrid[tuple(slice(0, n) for n in mask.shape)]
     squared = sum(((g - c) * s) ** 2 for g, c, s in zip(grid, centre, spacing, strict=True))
     return np.asarray(mask & (squared > _uniform(*LOST_MM) ** 2))
+
+
+def without_lesions(mask: Array, lesions: Array) -> Array:
+    """Without some of the lesions, at least one: what a network knows least is what it leaves out."""
+    found = components(lesions & mask)
+    lost = [number for number in range(1, found.count + 1) if _uniform(0, 1) < 0.5]
+    return np.asarray(mask & ~np.isin(found.labels, lost or [1 + _index(found.count)]))
 
 
 BINARY_THRESHOLD: Final = 0.5

@@ -24,7 +24,7 @@ from kits_cascade.errors import DatasetError, MissingExtraError
 from kits_cascade.files import atomic_path
 from kits_cascade.stages import KIDNEY_CHANNEL
 from kits_cascade.training.augment import BinaryPrior, OnChannels, PerturbPrior
-from kits_cascade.training.heads import FocusedCases, HeadLabels, with_heads
+from kits_cascade.training.heads import FocusedCases, HeadLabels, lesion_values, with_heads
 from kits_cascade.training.options import PLANS_KEY, TrainerOptions
 from kits_cascade.training.progress import TensorBoardLogger, progress, write_progress
 
@@ -130,7 +130,8 @@ class KitsTrainer(nnUNetTrainer):
         if not channels:
             return transforms
         images = [c for c in range(len(self.configuration_manager.normalization_schemes)) if c not in channels]
-        perturb = [PerturbPrior(c, self.spacing, self.settings.prior_probability) for c in channels]
+        lesions = lesion_values(self.dataset_json["labels"])
+        perturb = [PerturbPrior(c, self.spacing, self.settings.prior_probability, lesions) for c in channels]
         return ComposeTransforms(guarded(transforms.transforms, images, perturb))
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:

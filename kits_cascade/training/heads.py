@@ -61,6 +61,15 @@ def region_values(labels: Mapping[str, Any]) -> dict[str, Values]:
     )
 
 
+def lesion_values(labels: Mapping[str, Any]) -> Values:
+    """Label values of masses, where the labels are ones that we know."""
+    try:
+        found = region_values(labels)
+    except DatasetError:
+        return ()
+    return found.get("masses", found.get("tumor", ()))
+
+
 def with_heads(dataset_json: Mapping[str, Any], heads: tuple[str, ...] | None) -> dict[str, Any]:
     """The dataset.json of a network with heads for the regions ``heads`` (None: as it is; all that are there: empty).
 

@@ -94,6 +94,35 @@ def test_the_mask_stays_binary_and_is_wrong_as_often_as_asked(probability):
     assert changed == pytest.approx(60 * probability, abs=12 if probability == 0.5 else 0.1)
 
 
+def test_lesions_are_lost_whole_and_nothing_else():
+    mask, labels = box_mask(), np.zeros_like(box_mask(), dtype=np.int16)
+    first = tuple(slice(a, a + 3) for a in np.argwhere(mask)[0])
+    last = tuple(slice(a - 2, a + 1) for a in np.argwhere(mask)[-1])
+    labels[first], labels[last] = 1, 2
+    seen = set()
+    for _ in range(40):
+        lost = mask & ~augment.without_lesions(mask, labels > 0)
+        assert not (lost & (labels == 0)).any()
+        kinds = tuple(sorted(set(labels[lost].tolist())))
+        assert lost.sum() == sum((labels == kind).sum() for kind in kinds)
+        seen.add(kinds)
+    assert seen == {(1,), (2,), (1, 2)}
+
+
+def test_lesions_are_told_by_their_labels(monkeypatch):
+    calls = []
+    monkeypatch.setattr(augment, "LESIONS", 1.0)
+    monkeypatch.setattr(augment, "without_lesions", lambda mask, lesions: calls.append(lesions.sum()) or mask)
+    image, labels = torch.ones(1, 8, 8, 8), torch.zeros(1, 8, 8, 8, dtype=torch.int16)
+    labels[0, 2:4, 2:4, 2:4] = 2
+    labels[0, 6] = -1
+    PerturbPrior(0, (1.0,) * 3, 1.0, (1, 2))(image=image, segmentation=labels)
+    assert calls == [8]
+    PerturbPrior(0, (1.0,) * 3, 1.0, ())(image=image, segmentation=labels)
+    PerturbPrior(0, (1.0,) * 3, 1.0, (1,))(image=image, segmentation=labels)
+    assert calls == [8], "a dataset whose labels are unknown, and a patch without a lesion"
+
+
 def test_an_empty_mask_stays_empty():
     out = PerturbPrior(0, (1.0, 1.0, 1.0), 1.0)(image=torch.zeros(1, 8, 8, 8))
     assert not out["image"].any()
