@@ -16,7 +16,7 @@ from kits_cascade.errors import KitsCascadeError
 from kits_cascade.files import read_json
 from kits_cascade.labels import REGION_NAMES
 
-_TRAINERS: Final = {"coarse": "DemoTrainer", "kidney": "DemoSurfaceLossTrainer", "masses": "DemoSurfaceLossTrainer"}
+_TRAINERS: Final = {"coarse": "DemoTrainer", "kidney": "DemoSurfaceLossTrainer", "masses": "DemoMassesTrainer"}
 # nnU-Net starts 8 to 12 processes where it can; here each would take seconds to start, and get work for less.
 _TWO_CORES: Final = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "2", "nnUNet_compile": "f"}
 # A few hundred steps on a few phantoms: the fine networks must have seen what a wrong coarse box can hold.
@@ -36,7 +36,7 @@ class Demo:
 
     root: Path
     cases: int = 40
-    held_out: int = 6
+    held_out: int = 12
     quick: bool = False  # a few training steps only
     device: str = "cpu"
 

@@ -87,7 +87,7 @@ def phantom(
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything that the demo makes.")] = Path("demo"),
     cases: Annotated[int, typer.Option(min=5, help="Phantoms to learn from.")] = 40,
-    held_out: Annotated[int, typer.Option(min=1, help="Phantoms to be tested on.")] = 6,
+    held_out: Annotated[int, typer.Option(min=1, help="Phantoms to be tested on.")] = 12,
     quick: Annotated[
         bool, typer.Option("--quick", help="A few training steps only: shows that all runs; the scores mean nothing.")
     ] = False,

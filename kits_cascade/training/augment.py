@@ -25,7 +25,7 @@ SHRINK_MM: Final = (1.0, 5.0)
 SHIFT_MM: Final = (2.0, 8.0)
 LOST_MM: Final = (8.0, 25.0)  # radius of the ball that is lost
 WHOLE: Final = 1 / 3  # how often a whole component is lost instead
-LESIONS: Final = 1 / 3  # how often lesions are lost, of the wrong masks of patches that show any
+LESIONS: Final = 1 / 2  # how often lesions are lost, of the wrong masks of patches that show any
 
 
 def _uniform(low: float, high: float) -> float:

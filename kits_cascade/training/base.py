@@ -230,10 +230,15 @@ def guarded(transforms: Sequence[Any], images: Sequence[int], perturb: Sequence[
     out: list[Any] = []
     last = max(i for i, t in enumerate(transforms) if isinstance(t, (SpatialTransform, Convert2DTo3DTransform)))
     for index, transform in enumerate(transforms):
-        inner = transform.transform if isinstance(transform, RandomTransform) else transform
-        # What the nnU-Net cascade does to its own added channels counts them from the end, and stays as it is.
-        intensity = isinstance(inner, ImageOnlyTransform) and ".nnunet." not in type(inner).__module__
-        out.append(OnChannels(transform, images) if intensity else transform)
+        out.append(OnChannels(transform, images) if changes_intensity(transform) else transform)
         if index == last:
             out.extend(perturb)
     return out
+
+
+def changes_intensity(transform: Any) -> bool:
+    """Whether one of nnU-Net's transforms changes the image's values, and not its geometry."""
+    inner = transform.transform if isinstance(transform, RandomTransform) else transform
+    # What the nnU-Net cascade does to its own added channels counts them from the end, and stays as it is.
+    changes = isinstance(inner, ImageOnlyTransform) and ".nnunet." not in type(inner).__module__
+    return changes or isinstance(inner, OnChannels)

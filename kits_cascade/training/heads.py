@@ -156,5 +156,32 @@ class FocusedCases:
         return {**wanted, **{k: v for k, v in places.items() if -1 in _as_set(k)}} if wanted else places
 
 
+class EvenCases:
+    """A dataset whose cases offer the voxels of a region without those of the regions inside it.
+
+    So foreground patches show masses that are no tumour, the cysts, as often as tumours, whatever their sizes.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.identifiers = dataset.identifiers
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """As nnU-Net's datasets give it."""
+        data, segmentation, previous, properties = self.dataset.load_case(identifier)
+        return data, segmentation, previous, {**properties, "class_locations": _even(properties["class_locations"])}
+
+
+def _even(places: Mapping[Any, Any]) -> dict[Any, Any]:
+    result = dict(places)
+    for key, voxels in places.items():
+        inner = [other for k, other in places.items() if _as_set(k) < _as_set(key) and len(other)]
+        if inner and len(voxels) and -1 not in _as_set(key):
+            taken = {tuple(voxel) for other in inner for voxel in np.asarray(other).tolist()}
+            own = [voxel for voxel in np.asarray(voxels).tolist() if tuple(voxel) not in taken]
+            result[key] = np.array(own, dtype=np.asarray(voxels).dtype).reshape(len(own), len(voxels[0]))
+    return result
+
+
 def _as_set(key: Any) -> set[int]:
     return {int(v) for v in key} if isinstance(key, (tuple, list)) else {int(key)}

@@ -107,10 +107,10 @@ def dice(a, b):
     return 1.0 if total == 0 else float(2 * (a & b).sum() / total)
 
 
-def surface_dice(truth, prediction, tolerance):
+def surface_dice(truth, prediction, tolerance, spacing):
     if not truth.any() or not prediction.any():
         return float(truth.any() == prediction.any())
-    return SurfaceDistances.between(truth, prediction, SPACING).dice(tolerance)
+    return SurfaceDistances.between(truth, prediction, spacing).dice(tolerance)
 
 
 def scores(made, cases):
@@ -122,7 +122,7 @@ def scores(made, cases):
         for region, mask in zip(SCORED, masks, strict=True):
             truth = np.isin(labels, region.labels)
             entry[f"{region.name} Dice"] = dice(truth, mask)
-            entry[f"{region.name} surface"] = surface_dice(truth, mask, region.tolerance_mm)
+            entry[f"{region.name} surface"] = surface_dice(truth, mask, region.tolerance_mm, made.spacing)
         found.append(entry)
     return found
 
@@ -189,6 +189,8 @@ def main():
     parser.add_argument("--epochs", type=int, default=20, help="of the first training, or from scratch")
     parser.add_argument("--refine", type=int, default=6, help="epochs that a configuration goes on for")
     parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--spacing", type=float, default=SPACING[0], help="mm; what a radius in voxels means")
+    parser.add_argument("--patch", type=int, default=24, help="voxels along each axis")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no run after this time; run again to go on")
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
@@ -199,9 +201,10 @@ def main():
     with tempfile.TemporaryDirectory() as root:
         folders = folders_in(root)
         folders.export()
-        plan = {"patch": 24, "features": FEATURES, "configurations": ["3d_fullres"]}
-        tiny = write_tiny(folders, 821, "masses", cases=TRAINING, spacing=SPACING, **plan)
-        held_out = [roi_case(0, FIRST_HELD_OUT + index, SPACING) for index in range(HELD_OUT)]
+        plan = {"patch": options.patch, "features": FEATURES, "configurations": ["3d_fullres"]}
+        spacing = (options.spacing,) * 3
+        tiny = write_tiny(folders, 821, "masses", cases=TRAINING, spacing=spacing, **plan)
+        held_out = [roi_case(0, FIRST_HELD_OUT + index, spacing) for index in range(HELD_OUT)]
         for seed in options.seeds:
             measure(tiny, held_out, seed, options, begin)
     runs = {name: {} for name in CONFIGURATIONS}

@@ -6,7 +6,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from kits_cascade.errors import DatasetError
 from kits_cascade.stages import SOURCE_CLASS_ORDER, SOURCE_LABELS, STAGE_BY_KEY
-from kits_cascade.training.heads import FocusedCases, HeadLabels, region_values, with_heads
+from kits_cascade.training.heads import EvenCases, FocusedCases, HeadLabels, lesion_values, region_values, with_heads
 
 PLAIN = {"background": 0, "kidney": 1, "tumor": 2, "cyst": 3}
 KITS = {"kidney": (1, 2, 3), "masses": (2, 3), "tumor": (2,)}
@@ -123,3 +123,39 @@ def test_foreground_is_drawn_from_the_heads_own_voxels():
     without = {1: [5], 2: []}
     assert FocusedCases(Cases(without), {2}).load_case("a")[3]["class_locations"] == without
     assert places[(1, 2, 3)] == [1]
+
+
+def test_lesions_of_known_labels_only():
+    assert lesion_values({"background": 0, "masses": [1, 2], "tumor": 2}) == (1, 2)
+    assert lesion_values({"background": 0, "kidney": 1, "tumor": 2, "cyst": 3}) == (2, 3)
+    assert lesion_values({"background": 0, "tumor": [2, 2]}) == (2,)
+    assert lesion_values({"background": 0, "kidney": [1, 2, 3]}) == (2, 3), "the values are in the segmentation"
+    assert lesion_values({"background": 0, "kidney": 1}) == ()
+    assert lesion_values({"background": 0, "vessel": 1}) == ()
+
+
+def test_a_region_offers_its_voxels_without_those_of_regions_inside_it():
+    class One:
+        identifiers = ("a",)
+
+        def load_case(self, _):
+            tumor = np.array([[0, 1, 1, 1], [0, 2, 2, 2]])
+            masses = np.array([[0, 1, 1, 1], [0, 5, 5, 5], [0, 2, 2, 2]])
+            return 1, 2, None, {"class_locations": {(1, 2): masses, 2: tumor, (-1, 1, 2): masses}, "spacing": 3}
+
+    _, _, _, properties = EvenCases(One()).load_case("a")
+    assert properties["class_locations"][1, 2].tolist() == [[0, 5, 5, 5]]
+    assert len(properties["class_locations"][2]) == 2
+    assert len(properties["class_locations"][-1, 1, 2]) == 3, "what is annotated stays what it is"
+    assert properties["spacing"] == 3
+
+
+def test_tumours_only_leave_an_empty_offer():
+    class One:
+        identifiers = ("a",)
+
+        def load_case(self, _):
+            tumor = np.array([[0, 1, 1, 1]])
+            return 1, 2, None, {"class_locations": {(1, 2): tumor, 2: tumor}}
+
+    assert EvenCases(One()).load_case("a")[3]["class_locations"][1, 2].shape == (0, 4)

@@ -37,8 +37,10 @@ OUR_TRAINERS: Final = (
     "TumorSurfaceLossTrainer",
     "DemoTrainer",
     "DemoSurfaceLossTrainer",
+    "DemoMassesTrainer",
     "DemoQuickTrainer",
     "DemoQuickSurfaceLossTrainer",
+    "DemoQuickMassesTrainer",
 )
 PLAN_NETWORK_TRAINERS: Final = ("nnUNetTrainer", *OUR_TRAINERS)
 _EPOCHS: Final = re.compile(r"_\d+epochs?$")
