@@ -55,14 +55,14 @@ def predict(
     ] = "empty",
     margin_mm: Annotated[float, typer.Option(min=0, help="Margin around the coarse kidneys.")] = 20.0,
     postprocess: Annotated[bool, typer.Option(help="Postprocessing as a whole.")] = True,
+    small_lesions: Annotated[
+        bool, typer.Option("--remove-small-lesions/--keep-small-lesions", help="First: into the kidney around them.")
+    ] = True,
     small_kidneys: Annotated[
-        bool, typer.Option("--remove-small-kidneys/--keep-small-kidneys", help="Postprocessing, step 1.")
+        bool, typer.Option("--remove-small-kidneys/--keep-small-kidneys", help="Then: parts too small for one.")
     ] = True,
     detached_lesions: Annotated[
-        bool, typer.Option("--remove-detached-lesions/--keep-detached-lesions", help="Postprocessing, step 2.")
-    ] = True,
-    small_lesions: Annotated[
-        bool, typer.Option("--remove-small-lesions/--keep-small-lesions", help="Postprocessing, step 3.")
+        bool, typer.Option("--remove-detached-lesions/--keep-detached-lesions", help="And lesions away from kidneys.")
     ] = True,
     kidney_mm3: Annotated[float | None, typer.Option(help="Smallest kidney with its masses.")] = None,
     tumor_mm3: Annotated[float | None, typer.Option(help="Smallest tumour.")] = None,

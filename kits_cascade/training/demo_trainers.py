@@ -7,6 +7,8 @@ trained with.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, ClassVar, Final
 
 import torch
@@ -20,12 +22,36 @@ from kits_cascade.training.trainers import SurfaceLossTrainer
 _BUDGET: Final = {"num_iterations_per_epoch": 50, "num_val_iterations_per_epoch": 4, "save_every": 2}
 
 
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the processor multiplies in bfloat16: a training step then takes two thirds of its time."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def in_bfloat16(forward: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
+    """A network's forward pass with its convolutions in bfloat16; the loss sees single precision."""
+
+    @wraps(forward)
+    def run(image: torch.Tensor) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = forward(image)
+        return [part.float() for part in out] if isinstance(out, (list, tuple)) else out.float()
+
+    return run
+
+
 class _Short(KitsTrainer):
     """AdamW and a budget of its own."""
 
+    def initialize(self) -> None:
+        """As nnU-Net does; on a processor that can, the network computes in bfloat16."""
+        super().initialize()
+        if fast_bfloat16(self.device):
+            self.network.forward = in_bfloat16(self.network.forward)
+
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """AdamW with nnU-Net's polynomial schedule."""
-        self.initial_lr = 1.5e-3
+        self.initial_lr = 3e-3
         optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=1e-4)
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
@@ -52,19 +78,19 @@ class _Geometric(_Short):
 class DemoTrainer(_Geometric):
     """Dice and cross-entropy, for the coarse stage."""
 
-    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 8}
+    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 10}
 
 
 class DemoSurfaceLossTrainer(_Geometric, SurfaceLossTrainer):
     """With the surface loss, for the kidney stage."""
 
-    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 10}
+    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 16}
 
 
 class DemoMassesTrainer(_Short, SurfaceLossTrainer):
     """For the masses stage: a cyst or a tumour in every patch, and a kidney mask that is wrong more often than not."""
 
-    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 20, "prior_probability": 0.75}
+    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 22, "prior_probability": 0.75}
 
     def initialize(self) -> None:
         """As nnU-Net does, then show a lesion in every patch of a batch, not in a third of them."""

@@ -56,12 +56,12 @@ def proportional(pid):
 def measured(command, environment):
     """Seconds, processor seconds, the peak of memory over all processes, and the peak resident size of the largest."""
     start, used = time.perf_counter(), processor_seconds()
-    process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=sys.stderr)
     peaks = [0, 0]
     stop = threading.Event()
 
     def watch():
-        while not stop.wait(0.1):
+        while not stop.wait(0.5):  # often enough for a peak that lasts, and seldom enough not to slow what is watched
             memory = [proportional(pid) for pid in tree(process.pid)]
             peaks[0] = max(peaks[0], sum(pss for pss, _ in memory))
             peaks[1] = max(peaks[1], max((rss for _, rss in memory), default=0))
