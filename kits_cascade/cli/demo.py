@@ -20,7 +20,7 @@ _TRAINERS: Final = {"coarse": "DemoTrainer", "kidney": "DemoSurfaceLossTrainer",
 # nnU-Net starts 8 to 12 processes where it can; here each would take seconds to start, and get work for less.
 _TWO_CORES: Final = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "2", "nnUNet_compile": "f"}
 # A few hundred steps on a few phantoms: the fine networks must have seen what a wrong coarse box can hold.
-_MARGIN_MM: Final = 50
+_MARGIN_MM: Final = 70
 Say = Callable[[str], None]
 
 

@@ -145,7 +145,7 @@ class _Run:
             region = self.predictors.region(box.crop(self.image), self.spacing, box)
             kidney = without_strangers(region.kidney(near), near, box, self.image.shape)
             if box.inner_faces_touched(kidney, self.image.shape):
-                box, region, kidney = self.redone(box, near, kidney)
+                box, region, kidney = self.redone(box, near, region, kidney)
         with self.step("masses"):
             # Without a kidney there is nothing that a mass could belong to.
             masses, tumor = region.masses(kidney) if kidney.any() else (kidney, kidney)
@@ -155,24 +155,35 @@ class _Run:
         self.kidneys.append((box, kidney))
         return box
 
-    def redone(self, box: Box, near: Array | None, kidney: Array) -> tuple[Box, RegionPredictor, Array]:
-        """The kidney in a larger box, once."""
+    def redone(
+        self, box: Box, near: Array | None, first: RegionPredictor, kidney: Array
+    ) -> tuple[Box, RegionPredictor, Array]:
+        """The kidney in a larger box, once; or as it was, where the larger box lets it run away."""
         larger = box.grown(self.options.margin_mm, self.spacing).clipped(self.image.shape)
-        self.result.notes.append(
-            "a kidney reached the border of its box: the box was grown, and the kidney stage redone"
-        )
         wider = None
         if near is not None and self.result.coarse is not None:
             wider = sampled(self.result.coarse, larger, self.image.shape) != 0
             box.shifted([-a for a in larger.start]).crop(wider)[kidney] = True
         region = self.predictors.region(larger.crop(self.image), self.spacing, larger)
         # The coarse stage has missed something: no tile is left out this time.
-        kidney = without_strangers(region.kidney(None), wider, larger, self.image.shape)
-        if larger.inner_faces_touched(kidney, self.image.shape):
+        grown = without_strangers(region.kidney(None), wider, larger, self.image.shape)
+        settled = not larger.inner_faces_touched(grown, self.image.shape)
+        inside = int(np.count_nonzero(box.shifted([-a for a in larger.start]).crop(grown)))
+        # What still reaches on, and is mostly where the coarse stage saw nothing, is another organ and not a kidney.
+        if not settled and np.count_nonzero(grown) > 2 * inside:
+            self.result.warnings.append(
+                "a kidney ran out of its box, and further out of the grown one than a kidney can: "
+                "it was cut at the first box; look at this case"
+            )
+            return box, first, kidney
+        self.result.notes.append(
+            "a kidney reached the border of its box: the box was grown, and the kidney stage redone"
+        )
+        if not settled:
             self.result.warnings.append(
                 "a kidney reaches the border of its box, also of the grown one: look at this case"
             )
-        return larger, region, kidney
+        return larger, region, grown
 
     def finish(self) -> None:
         bounds = self.result.bounds

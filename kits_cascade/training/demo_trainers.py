@@ -24,7 +24,7 @@ _BUDGET: Final = {"num_iterations_per_epoch": 50, "num_val_iterations_per_epoch"
 
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether the processor multiplies in bfloat16: a training step then takes two thirds of its time."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
@@ -78,19 +78,19 @@ class _Geometric(_Short):
 class DemoTrainer(_Geometric):
     """Dice and cross-entropy, for the coarse stage."""
 
-    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 10}
+    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 13}
 
 
 class DemoSurfaceLossTrainer(_Geometric, SurfaceLossTrainer):
     """With the surface loss, for the kidney stage."""
 
-    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 16}
+    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 15}
 
 
 class DemoMassesTrainer(_Short, SurfaceLossTrainer):
     """For the masses stage: a cyst or a tumour in every patch, and a kidney mask that is wrong more often than not."""
 
-    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 22, "prior_probability": 0.75}
+    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 19, "prior_probability": 0.75}
 
     def initialize(self) -> None:
         """As nnU-Net does, then show a lesion in every patch of a batch, not in a third of them."""

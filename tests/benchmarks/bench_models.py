@@ -21,8 +21,11 @@ from kits_cascade.stages import COARSE, FINE_SPACING_MM, KIDNEY_STAGE, MASSES_ST
 from kits_cascade.volume import volume_from_array
 from tests.inference import handmade
 
-KIDNEY_HU, CYST_HU, TUMOR_HU = 1100, 900, 1500
-CLIP = {"mean": 100.0, "std": 400.0, "percentile_00_5": -200.0, "percentile_99_5": 1800.0}
+# Thresholds lie midway between kidney and fat, tumour and kidney, cyst and tumour: else a surface would move by however
+# much the resampling happens to blur there, and that depends on where a crop's grid begins.
+KIDNEY_HU, TUMOR_HU, CYST_HU = 1700, 2100, 2500
+IS_KIDNEY, IS_MASS, IS_CYST = 800, 1900, 2300
+CLIP = {"mean": 100.0, "std": 400.0, "percentile_00_5": -200.0, "percentile_99_5": 2800.0}
 
 
 class ThresholdUNet(nn.Module):
@@ -52,13 +55,13 @@ class ThresholdUNet(nn.Module):
     def forward(self, x):
         nothing = self.unet(x) * 0
         hu = x[:, :1] * CLIP["std"] + CLIP["mean"]
-        kidney = (hu - 780) / 20
+        kidney = (hu - IS_KIDNEY) / 20
         if not self.two:
             return nothing + torch.cat([-kidney, kidney], dim=1)
         inside = (x[:, 1:] - 0.5) * 20
-        tumor = (hu - 1300) / 20
-        masses = torch.minimum(torch.maximum((1000 - hu) / 20, tumor), inside)
-        return nothing + torch.cat([masses, torch.minimum(tumor, inside)], dim=1)
+        masses = torch.minimum((hu - IS_MASS) / 20, inside)
+        tumor = torch.minimum(masses, (IS_CYST - hu) / 20)
+        return nothing + torch.cat([masses, tumor], dim=1)
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,21 @@ def test_a_kidney_at_the_border_of_its_box_gets_a_larger_one_once():
     np.testing.assert_array_equal(result.labels, np.where(np.arange(100) < result.boxes[0].stop[2], labels, 0))
 
 
+def test_a_kidney_that_runs_away_is_cut_at_its_first_box():
+    labels = np.zeros((60, 100, 100), np.uint8)
+    labels[25:35, 45:55, 10:32] = KIDNEY
+    labels[5:55, 10:90, 32:100] = KIDNEY  # what a network might see in an organ that the kidney touches
+    oracle = Oracle(lost=lambda mask: mask & (np.arange(mask.shape[2]) < 12))
+    result = run_cascade(HU[labels], SPACING, oracle, RAW)
+    assert [call[0] for call in oracle.calls] == ["coarse", "kidney", "kidney", "masses"]
+    assert result.boxes[0] == oracle.calls[1][1]
+    assert not result.notes
+    assert any("cut at the first box" in warning for warning in result.warnings)
+    inside = np.zeros_like(labels)
+    result.boxes[0].paste(inside, result.boxes[0].crop(labels))
+    np.testing.assert_array_equal(result.labels, inside)
+
+
 def test_an_organ_that_reaches_into_the_box_is_no_kidney():
     labels = np.zeros((40, 60, 100), np.uint8)
     kidney = ball(labels.shape, (20, 30, 30), 20)
