@@ -43,6 +43,8 @@ def in_bfloat16(forward: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tenso
 class _Short(KitsTrainer):
     """AdamW and a budget of its own."""
 
+    learning_rate: ClassVar[float] = 3e-3
+
     def initialize(self) -> None:
         """As nnU-Net does; on a processor that can, the network computes in bfloat16."""
         super().initialize()
@@ -51,7 +53,7 @@ class _Short(KitsTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """AdamW with nnU-Net's polynomial schedule."""
-        self.initial_lr = 3e-3
+        self.initial_lr = self.learning_rate
         optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=1e-4)
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
@@ -90,7 +92,8 @@ class DemoSurfaceLossTrainer(_Geometric, SurfaceLossTrainer):
 class DemoMassesTrainer(_Short, SurfaceLossTrainer):
     """For the masses stage: a cyst or a tumour in every patch, and a kidney mask that is wrong more often than not."""
 
-    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 19, "prior_probability": 0.75}
+    learning_rate: ClassVar[float] = 1.5e-3
+    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 21, "prior_probability": 0.75}
 
     def initialize(self) -> None:
         """As nnU-Net does, then show a lesion in every patch of a batch, not in a third of them."""
