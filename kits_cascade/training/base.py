@@ -69,6 +69,7 @@ class KitsTrainer(nnUNetTrainer):
         self.settings = settings
         plans.setdefault("continue_training", False)
         plans[PLANS_KEY] = settings.to_plans()
+        self.lesions = lesion_values(dataset_json["labels"])  # of the data, whatever the heads are
         adapted = with_heads(dataset_json, self.heads)
         super().__init__(plans, configuration, fold, adapted, device)
         if adapted != dataset_json:
@@ -130,8 +131,7 @@ class KitsTrainer(nnUNetTrainer):
         if not channels:
             return transforms
         images = [c for c in range(len(self.configuration_manager.normalization_schemes)) if c not in channels]
-        lesions = lesion_values(self.dataset_json["labels"])
-        perturb = [PerturbPrior(c, self.spacing, self.settings.prior_probability, lesions) for c in channels]
+        perturb = [PerturbPrior(c, self.spacing, self.settings.prior_probability, self.lesions) for c in channels]
         return ComposeTransforms(guarded(transforms.transforms, images, perturb))
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:

@@ -159,7 +159,8 @@ class FocusedCases:
 class EvenCases:
     """A dataset whose cases offer the voxels of a region without those of the regions inside it.
 
-    So foreground patches show masses that are no tumour, the cysts, as often as tumours, whatever their sizes.
+    So foreground patches show masses that are no tumour, the cysts, as often as tumours, whatever their sizes. (nnU-Net
+    keeps 10,000 of a region's voxels, or one in a hundred: of larger tumours some stay among the masses.)
     """
 
     def __init__(self, dataset: Any) -> None:

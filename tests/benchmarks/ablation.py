@@ -164,7 +164,18 @@ def first_training(tiny, seed, options):
 def measure(tiny, held_out, seed, options, begin):
     """All configurations of one seed that are not there yet."""
     kept = options.work / f"seed-{seed}.json"
-    runs = read_json(kept) if kept.exists() else {}
+    settings = [
+        options.spacing,
+        options.patch,
+        options.epochs,
+        options.refine,
+        options.iterations,
+        options.from_scratch,
+    ]
+    stored = read_json(kept) if kept.exists() else {"settings": settings, "runs": {}}
+    if stored["settings"] != settings:
+        raise SystemExit(f"{kept} holds runs with other settings; give another --work")
+    runs = stored["runs"]
     base = None
     for name, (weight, radius) in CONFIGURATIONS.items():
         if name in runs or perf_counter() - begin > options.seconds:
@@ -177,7 +188,7 @@ def measure(tiny, held_out, seed, options, begin):
             base = base or first_training(tiny, seed, options)
             made = train(tiny, Refined, budget(options.refine, options.iterations) | chosen, base)
         runs[name] = scores(made, held_out)
-        write_json(kept, runs)
+        write_json(kept, stored)
         print(f"seed {seed}, {name}: {perf_counter() - start:.0f} s", flush=True)
 
 
@@ -209,7 +220,7 @@ def main():
             measure(tiny, held_out, seed, options, begin)
     runs = {name: {} for name in CONFIGURATIONS}
     for file in sorted(options.work.glob("seed-*.json")):
-        for name, found in read_json(file).items():
+        for name, found in read_json(file)["runs"].items():
             runs[name][file.stem] = found
     text = table(runs)
     print(text)

@@ -21,8 +21,8 @@ from kits_cascade.stages import COARSE, FINE_SPACING_MM, KIDNEY_STAGE, MASSES_ST
 from kits_cascade.volume import volume_from_array
 from tests.inference import handmade
 
-# Thresholds lie midway between kidney and fat, tumour and kidney, cyst and tumour: else a surface would move by however
-# much the resampling happens to blur there, and that depends on where a crop's grid begins.
+# Kidney and fat are told apart midway between them: else the surface would move by however much the resampling happens
+# to blur there, and that depends on where a crop's grid begins. A cyst gets a thin shell of tumour.
 KIDNEY_HU, TUMOR_HU, CYST_HU = 1700, 2100, 2500
 IS_KIDNEY, IS_MASS, IS_CYST = 800, 1900, 2300
 CLIP = {"mean": 100.0, "std": 400.0, "percentile_00_5": -200.0, "percentile_99_5": 2800.0}

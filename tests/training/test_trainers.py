@@ -138,6 +138,22 @@ def test_a_normalised_kidney_channel_is_an_error(nnunet):
         make(tiny)
 
 
+@pytest.mark.parametrize(
+    ("labels", "trainer", "lesions"),
+    [
+        ({"background": 0, "kidney": 3, "tumor": 1, "cyst": 2}, "RegionTrainer", (1, 2)),
+        ({"background": 0, "masses": [1, 2], "tumor": 2}, "TumorTrainer", (1, 2)),
+        ({"background": 0, "masses": [1, 2], "tumor": 2}, "SurfaceLossTrainer", (1, 2)),
+        ({"background": 0, "vessel": 1}, "SurfaceLossTrainer", ()),
+    ],
+)
+def test_lesions_are_the_datasets_whatever_the_heads_are(nnunet, labels, trainer, lesions):
+    tiny = Plain(nnunet, labels=labels, channels=["CT", "noNorm"])
+    if "masses" in labels:
+        tiny.dataset_json["regions_class_order"] = [1, 2]
+    assert make(tiny, trainer).lesions == lesions
+
+
 @pytest.mark.parametrize("dummy_2d", [False, True])
 def test_only_the_image_gets_intensity_transforms(nnunet, dummy_2d):
     made = make(Plain(nnunet, channels=["CT", "noNorm"]))
