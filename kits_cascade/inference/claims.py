@@ -59,6 +59,14 @@ class Claims:
         self._mine.discard(path)
         path.unlink(missing_ok=True)
 
+    def tidy(self, case: str) -> None:
+        """Remove what is left of a claim whose owner died after it had finished the case."""
+        path = self._path(case)
+        if path.exists():
+            with locked(self.folder.parent):
+                if self._stale(path):
+                    path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Give everything back."""
         self._stop.set()

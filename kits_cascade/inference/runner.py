@@ -155,6 +155,7 @@ class Runner:
         """Claim what is free, pass over what is finished, and put into ``busy`` what another process holds."""
         for case in cases:
             if self._finished_before(case):
+                self.claims.tidy(case.name)
                 self._tell_skipped(case)
             elif self.claims.take(case.name):
                 if self._ours(case):

@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -306,6 +307,18 @@ def test_killed_at_random_moments_the_result_is_the_same(results, tmp_path):
     code, text = finish(start(results, source, out))
     assert code == 0, text
     assert contents(out) == expected
+    assert not strays(out)
+
+
+def test_killed_after_a_case_was_finished_its_claim_goes(results, tmp_path):
+    source, out = write_cases(tmp_path / "in", 2), tmp_path / "out"
+    assert finish(start(results, source, out))[0] == 0
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    owner = {"host": socket.gethostname(), "pid": dead.pid, "born": "1"}
+    name = next(p.name for p in (out / ".kits-cascade" / "cases").glob("[!.]*.json"))
+    (out / ".kits-cascade" / "claims" / name).write_text(json.dumps(owner), encoding="utf-8")
+    assert finish(start(results, source, out))[0] == 0
     assert not strays(out)
 
 
