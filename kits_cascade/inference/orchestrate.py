@@ -160,17 +160,17 @@ class _Run:
     ) -> tuple[Box, RegionPredictor, Array]:
         """The kidney in a larger box, once; or as it was, where the larger box lets it run away."""
         larger = box.grown(self.options.margin_mm, self.spacing).clipped(self.image.shape)
+        within = box.shifted([-a for a in larger.start])  # the first box, in the larger one's voxels
         wider = None
         if near is not None and self.result.coarse is not None:
             wider = sampled(self.result.coarse, larger, self.image.shape) != 0
-            box.shifted([-a for a in larger.start]).crop(wider)[kidney] = True
+            within.crop(wider)[kidney] = True
         region = self.predictors.region(larger.crop(self.image), self.spacing, larger)
         # The coarse stage has missed something: no tile is left out this time.
         grown = without_strangers(region.kidney(None), wider, larger, self.image.shape)
         settled = not larger.inner_faces_touched(grown, self.image.shape)
-        inside = int(np.count_nonzero(box.shifted([-a for a in larger.start]).crop(grown)))
         # What still reaches on, and is mostly where the coarse stage saw nothing, is another organ and not a kidney.
-        if not settled and np.count_nonzero(grown) > 2 * inside:
+        if not settled and np.count_nonzero(grown) > 2 * np.count_nonzero(within.crop(grown)):
             self.result.warnings.append(
                 "a kidney ran out of its box, and further out of the grown one than a kidney can: "
                 "it was cut at the first box; look at this case"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, Final
@@ -136,32 +137,8 @@ class HeadLabels(LabelManager):
         return sorted({int(v) for region in self.foreground_regions for v in np.atleast_1d(region)})
 
 
-class FocusedCases:
-    """A dataset whose cases offer foreground voxels of some label values only, where they have any of these."""
-
-    def __init__(self, dataset: Any, values: set[int]) -> None:
-        self.dataset = dataset
-        self.values = values
-        self.identifiers = dataset.identifiers
-
-    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
-        """As nnU-Net's datasets give it."""
-        data, segmentation, previous, properties = self.dataset.load_case(identifier)
-        return data, segmentation, previous, {**properties, "class_locations": self._focus(properties)}
-
-    def _focus(self, properties: Mapping[str, Any]) -> dict[Any, Any]:
-        places: dict[Any, Any] = properties["class_locations"]
-        wanted = {k: v for k, v in places.items() if len(v) and self.values.issuperset(_as_set(k))}
-        # The loader looks up the key of all annotated voxels, which holds -1, in datasets with an ignore label.
-        return {**wanted, **{k: v for k, v in places.items() if -1 in _as_set(k)}} if wanted else places
-
-
-class EvenCases:
-    """A dataset whose cases offer the voxels of a region without those of the regions inside it.
-
-    So foreground patches show masses that are no tumour, the cysts, as often as tumours, whatever their sizes. (nnU-Net
-    keeps 10,000 of a region's voxels, or one in a hundred: of larger tumours some stay among the masses.)
-    """
+class _OfferedPlaces(ABC):
+    """A dataset of nnU-Net's whose cases offer other foreground voxels to draw patches around."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -170,18 +147,47 @@ class EvenCases:
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """As nnU-Net's datasets give it."""
         data, segmentation, previous, properties = self.dataset.load_case(identifier)
-        return data, segmentation, previous, {**properties, "class_locations": _even(properties["class_locations"])}
+        return (
+            data,
+            segmentation,
+            previous,
+            {**properties, "class_locations": self._offer(properties["class_locations"])},
+        )
+
+    @abstractmethod
+    def _offer(self, places: Mapping[Any, Any]) -> Mapping[Any, Any]:
+        """Voxels by label or region, from the case's own."""
 
 
-def _even(places: Mapping[Any, Any]) -> dict[Any, Any]:
-    result = dict(places)
-    for key, voxels in places.items():
-        inner = [other for k, other in places.items() if _as_set(k) < _as_set(key) and len(other)]
-        if inner and len(voxels) and -1 not in _as_set(key):
-            taken = {tuple(voxel) for other in inner for voxel in np.asarray(other).tolist()}
-            own = [voxel for voxel in np.asarray(voxels).tolist() if tuple(voxel) not in taken]
-            result[key] = np.array(own, dtype=np.asarray(voxels).dtype).reshape(len(own), len(voxels[0]))
-    return result
+class FocusedCases(_OfferedPlaces):
+    """A dataset whose cases offer foreground voxels of some label values only, where they have any of these."""
+
+    def __init__(self, dataset: Any, values: set[int]) -> None:
+        super().__init__(dataset)
+        self.values = values
+
+    def _offer(self, places: Mapping[Any, Any]) -> Mapping[Any, Any]:
+        wanted = {k: v for k, v in places.items() if len(v) and self.values.issuperset(_as_set(k))}
+        # The loader looks up the key of all annotated voxels, which holds -1, in datasets with an ignore label.
+        return {**wanted, **{k: v for k, v in places.items() if -1 in _as_set(k)}} if wanted else places
+
+
+class EvenCases(_OfferedPlaces):
+    """A dataset whose cases offer the voxels of a region without those of the regions inside it.
+
+    So foreground patches show masses that are no tumour, the cysts, as often as tumours, whatever their sizes. (nnU-Net
+    keeps 10,000 of a region's voxels, or one in a hundred: of larger tumours some stay among the masses.)
+    """
+
+    def _offer(self, places: Mapping[Any, Any]) -> Mapping[Any, Any]:
+        result = dict(places)
+        for key, voxels in places.items():
+            inner = [other for k, other in places.items() if _as_set(k) < _as_set(key) and len(other)]
+            if inner and len(voxels) and -1 not in _as_set(key):
+                taken = {tuple(voxel) for other in inner for voxel in np.asarray(other).tolist()}
+                own = [voxel for voxel in np.asarray(voxels).tolist() if tuple(voxel) not in taken]
+                result[key] = np.array(own, dtype=np.asarray(voxels).dtype).reshape(len(own), len(voxels[0]))
+        return result
 
 
 def _as_set(key: Any) -> set[int]:

@@ -57,7 +57,7 @@ def proportional(pid):
 def measured(command, environment):
     """Seconds, processor seconds, the peak of memory over all processes, and the peak resident size of the largest."""
     start, used = time.perf_counter(), processor_seconds()
-    process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=sys.stderr)
+    process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.DEVNULL)
     peaks = [0, 0]
     stop = threading.Event()
 
