@@ -15,7 +15,7 @@ import numpy as np
 
 from kits_cascade.geometry import Box
 from kits_cascade.inference.postprocess import PostprocessOptions, postprocess
-from kits_cascade.inference.roi import merged, regions_of, sampled, without_strangers
+from kits_cascade.inference.roi import FineGrid, merged, regions_of, sampled, suited, without_strangers
 from kits_cascade.labels import CYST, KIDNEY, PAINT_ORDER, TUMOR
 from kits_cascade.stages import ROI_MARGIN_MM
 from kits_cascade.volume import Array, Spacing
@@ -45,6 +45,10 @@ class Predictors(Protocol):
     @property
     def seconds(self) -> dict[str, float]:
         """Time spent, by kind of work (``network``: the tiles alone)."""
+
+    @property
+    def grid(self) -> FineGrid | None:
+        """What the fine stages work on, in the volume's axes; None where that is the voxels as they are."""
 
     def coarse(self, image: Array, spacing: Spacing) -> Array:
         """Kidneys with their masses in the whole field of view, on a grid of any resolution."""
@@ -127,7 +131,8 @@ class _Run:
             boxes = regions_of(coarse, (own[0], own[1], own[2]), self.options.margin_mm)
         self.result.coarse = coarse
         if boxes:
-            return _on_volume(boxes, coarse.shape, self.image.shape)
+            # On the volume's voxels; neither rounding outwards nor a better grid must make them overlap.
+            return merged([self.fitted(box.on_grid(coarse.shape, self.image.shape)) for box in boxes])
         if self.options.on_empty == "full":
             self.result.warnings.append("the coarse stage found no kidney; the fine stages ran on the whole volume")
             self.result.coarse = None
@@ -136,6 +141,11 @@ class _Run:
             "the coarse stage found no kidney: the segmentation is empty (--on-empty full looks everywhere)"
         )
         return []
+
+    def fitted(self, box: Box) -> Box:
+        """A box as it suits the fine networks."""
+        grid = self.predictors.grid
+        return box if grid is None else suited(box, self.spacing, grid, self.image.shape)
 
     def fine(self, box: Box) -> Box:
         """Kidney and masses in a region; the region as it was in the end."""
@@ -159,7 +169,7 @@ class _Run:
         self, box: Box, near: Array | None, first: RegionPredictor, kidney: Array
     ) -> tuple[Box, RegionPredictor, Array]:
         """The kidney in a larger box, once; or as it was, where the larger box lets it run away."""
-        larger = box.grown(self.options.margin_mm, self.spacing).clipped(self.image.shape)
+        larger = self.fitted(box.grown(self.options.margin_mm, self.spacing).clipped(self.image.shape))
         within = box.shifted([-a for a in larger.start])  # the first box, in the larger one's voxels
         wider = None
         if near is not None and self.result.coarse is not None:
@@ -218,8 +228,3 @@ def run_cascade(
     for kind, seconds in predictors.seconds.items():
         run.result.seconds[kind] = seconds - before.get(kind, 0.0)
     return run.result
-
-
-def _on_volume(boxes: list[Box], coarse: tuple[int, ...], shape: tuple[int, ...]) -> list[Box]:
-    """Boxes of the coarse grid in the voxels of the volume; rounding outwards must not make them overlap."""
-    return merged([box.on_grid(coarse, shape) for box in boxes])

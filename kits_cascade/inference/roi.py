@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from kits_cascade.components import components, without_specks
 from kits_cascade.geometry import Box, roi_box
 from kits_cascade.volume import Array, Spacing
+
+_STRETCH: Final = 0.25  # by how much of its length an edge may grow for the sake of its grid
 
 
 def regions_of(mask: Array, spacing: Spacing, margin_mm: float) -> list[Box]:
@@ -41,6 +46,37 @@ def merged(boxes: Sequence[Box]) -> list[Box]:
 
 def _belong_together(first: Box, second: Box) -> bool:
     return first.intersects(second) or first.union(second).size <= first.size + second.size
+
+
+@dataclass(frozen=True)
+class FineGrid:
+    """What the fine networks work on."""
+
+    spacing: Spacing  # of the kidney stage
+    patch_mm: Spacing  # the longest edges of any network's patch
+
+
+def suited(box: Box, spacing: Spacing, grid: FineGrid, shape: Sequence[int]) -> Box:
+    """The box, longer where the fine networks would otherwise see less than there is.
+
+    A box that is smaller than a patch would be padded with a constant that no network has seen so much of in training;
+    the true surroundings cost nothing. And an edge that loses or gains exactly one voxel on the way to a fine spacing
+    that is nearly its own has the worst of grids: the two drift apart by half a voxel up to the middle of the box,
+    where the kidney is, and every sample there lies between two voxels. With two voxels they meet again in the middle.
+    """
+    start, stop = [0, 0, 0], [0, 0, 0]
+    for axis, (fine, patch) in enumerate(zip(grid.spacing, grid.patch_mm, strict=True)):
+        size, least = box.shape[axis], math.ceil(round(patch / spacing[axis], 6))
+        size = _in_step(min(max(size, least), shape[axis]), spacing[axis] / fine, shape[axis])
+        before = (size - box.shape[axis]) // 2
+        start[axis] = min(max(0, box.start[axis] - before), shape[axis] - size)
+        stop[axis] = start[axis] + size
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
+def _in_step(size: int, ratio: float, most: int) -> int:
+    longest = min(most, size + int(_STRETCH * size))
+    return next((n for n in range(size, longest + 1) if abs(round(n * ratio) - n) != 1), size)
 
 
 def sampled(mask: Array, box: Box, shape: Sequence[int]) -> Array:

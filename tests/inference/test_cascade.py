@@ -9,7 +9,7 @@ from kits_cascade.errors import UsageError
 from kits_cascade.geometry import Box
 from kits_cascade.inference.cascade import CascadeOptions, Speed
 from kits_cascade.inference.orchestrate import paint, paste, run_cascade
-from kits_cascade.inference.roi import merged, regions_of, sampled
+from kits_cascade.inference.roi import FineGrid, merged, regions_of, sampled, suited
 from kits_cascade.labels import CYST, KIDNEY, TUMOR
 from kits_cascade.volume import volume_from_array
 from tests.inference.oracle import HU, Oracle
@@ -247,3 +247,46 @@ def test_fast_means_no_mirroring_and_fewer_tiles():
     assert Speed.named(tta=True, fast=False) == Speed()
     assert Speed.named(tta=True, fast=True) == Speed(tta=False, tile_step=0.75)
     assert not Speed.named(tta=False, fast=False).tta
+
+
+GRID = FineGrid((0.78125, 0.78125, 0.78125), (100.0, 75.0, 75.0))
+
+
+def test_a_box_smaller_than_a_patch_takes_in_its_surroundings():
+    box = Box((30, 40, 10), (40, 80, 30))
+    wider = suited(box, SPACING, GRID, (100, 100, 100))
+    # 100 mm are 25 voxels of 4 mm, 75 mm are 38 of 2 mm: the second edge is long enough, the third meets the border.
+    assert wider == Box((23, 40, 1), (48, 80, 39))
+    assert suited(box, SPACING, GRID, (100, 100, 35)) == Box((23, 40, 0), (48, 80, 35))
+    assert suited(Box((0, 40, 60), (20, 80, 99)), SPACING, GRID, (22, 100, 100)) == Box((0, 40, 60), (22, 80, 99))
+    assert suited(wider, SPACING, GRID, (100, 100, 100)) == wider
+
+
+@pytest.mark.parametrize(
+    ("size", "mm", "expected"),
+    [
+        (143, 0.7734, 150),  # 141.56 -> 142 is one fewer; 150 is the first that loses two: 148.49 -> 148
+        (157, 0.7734, 157),  # 155.42 -> 155 loses two
+        (100, 0.7734, 100),  # 150 is more than a quarter longer: not worth it
+        (140, 0.7891, 150),  # 141.41 -> 141 is one more; 150 is the first that gains two: 151.51 -> 152
+        (140, 0.78125, 140),  # nothing to resample
+        (140, 0.5, 140),  # grids that have little in common drift apart fast
+    ],
+)
+def test_an_edge_does_not_lose_or_gain_a_single_voxel(size, mm, expected):
+    box = Box((200, 200, 200), (200 + size, 200 + size, 200 + size))
+    longer = suited(box, (mm, mm, mm), FineGrid(GRID.spacing, (1.0, 1.0, 1.0)), (600, 600, 600))
+    assert longer.shape == (expected,) * 3
+    assert longer.union(box) == longer
+
+
+def test_regions_suit_the_networks_and_become_one_where_they_then_meet():
+    labels = two_kidneys()
+    grid = FineGrid((2.0, 2.0, 2.0), (120.0, 100.0, 110.0))
+    result = run_cascade(HU[labels], SPACING, Oracle(grid=grid), RAW)
+    np.testing.assert_array_equal(result.labels, labels)
+    assert [box.shape for box in result.boxes] == [(30, 50, 55), (30, 50, 55)]
+    wide = FineGrid((2.0, 2.0, 2.0), (120.0, 100.0, 130.0))
+    result = run_cascade(HU[labels], SPACING, Oracle(grid=wide), RAW)
+    np.testing.assert_array_equal(result.labels, labels)
+    assert len(result.boxes) == 1

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from kits_cascade.inference.nnunet import (
     plan_method,
 )
 from kits_cascade.inference.resample import Method, new_shape, resample
+from kits_cascade.inference.roi import FineGrid
 from kits_cascade.stages import COARSE, KIDNEY_STAGE, MASSES_STAGE
 from kits_cascade.training import demo_trainers, trainers
 from kits_cascade.training.base import KitsTrainer
@@ -112,6 +114,19 @@ def test_stages_answer_as_nnunet(tmp_path, spacing, turned):
     np.testing.assert_array_equal(masses, labels > 0)
     np.testing.assert_array_equal(tumor, labels == 2)
     assert tumor.any()
+
+
+def test_the_grid_is_in_the_volume_s_axes_and_holds_every_patch(tmp_path):
+    turned = {"transpose_forward": [2, 0, 1], "transpose_backward": [1, 2, 0]}
+    write_model(tmp_path, COARSE)
+    write_model(tmp_path, KIDNEY_STAGE, spacing=[1.0, 2.0, 3.0], **turned)
+    write_model(tmp_path, MASSES_STAGE, spacing=[4.0, 1.0, 1.0])
+    networks = NnunetPredictors(resolve_models(tmp_path), "cpu")
+    # The kidney's plan has x first: its axes are those of the volume once they are turned back.
+    assert networks.grid == FineGrid((2.0, 3.0, 1.0), (4.0 * 32, 3.0 * 32, 1.0 * 32))
+    flat = NnunetPredictors(resolve_models(tmp_path), "cpu")
+    flat.mass_stages[0].__dict__["configuration"] = SimpleNamespace(spacing=[1.0, 1.0], patch_size=[32, 32])
+    assert flat.grid is None
 
 
 def test_tiles_that_cannot_matter_change_nothing_near_the_kidney(tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from kits_cascade.inference.models import CascadeModels
 from kits_cascade.inference.nnunet.network import PLAN_NETWORK_TRAINERS, TileOptions, choose_device
 from kits_cascade.inference.nnunet.plans import plan_method
 from kits_cascade.inference.nnunet.stage import Prepared, StageNetwork
+from kits_cascade.inference.roi import FineGrid
 from kits_cascade.volume import Array, Spacing
 
 __all__ = [
@@ -95,6 +97,16 @@ class NnunetPredictors:
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    @cached_property
+    def grid(self) -> FineGrid | None:
+        """What the fine networks work on; None where one looks at single slices."""
+        grids = [stage.grid for stage in (self.kidney_stage, *self.mass_stages)]
+        known = [grid for grid in grids if grid is not None]
+        if len(known) < len(grids):
+            return None
+        longest = [max(lengths) for lengths in zip(*(grid.patch_mm for grid in known), strict=True)]
+        return FineGrid(known[0].spacing, cast("Spacing", tuple(longest)))
 
     def coarse(self, image: Array, spacing: Spacing) -> Array:
         """Kidneys with their masses, on the coarse network's own grid of the same field of view."""

@@ -17,6 +17,7 @@ from kits_cascade.inference.models import StageModel
 from kits_cascade.inference.nnunet.network import Predictor, TileOptions, load_predictor
 from kits_cascade.inference.nnunet.plans import BY_VOXEL, normalizer, not_empty, plan_method, unchanged
 from kits_cascade.inference.resample import new_shape, resample
+from kits_cascade.inference.roi import FineGrid
 from kits_cascade.volume import Array, Spacing
 
 # Logits where no tile was predicted: surely background, but small enough to be interpolated with.
@@ -58,6 +59,16 @@ class StageNetwork:
     def channels(self) -> int:
         """Input channels of the network."""
         return len(self.dataset.get("channel_names", {"0": "CT"}))
+
+    @property
+    def grid(self) -> FineGrid | None:
+        """Spacing and patch in the volume's axes; None for a network that looks at single slices."""
+        spacing, patch = self.configuration.spacing, self.configuration.patch_size
+        if len(spacing) != 3:
+            return None
+        back = self.plans.transpose_backward
+        own = cast("Spacing", tuple(float(spacing[axis]) for axis in back))
+        return FineGrid(own, cast("Spacing", tuple(float(patch[axis] * spacing[axis]) for axis in back)))
 
     def prepare(self, channels: Sequence[Array], spacing: Spacing, cache: dict[Any, torch.Tensor]) -> Prepared:
         """Crop away what is empty, normalise and resample. What another stage has prepared alike is in ``cache``."""

@@ -1,0 +1,69 @@
+"""What the resampling alone costs: painted kidneys, to the fine spacing and back, in the regions and in the whole scan.
+
+    python -m tests.benchmarks.region_grids --masks ../shared/kits23/masks --cases case_00053 case_00091
+
+No network: a voxel is kidney where it is above the threshold that the networks of the speed benchmark have. The
+regions are those that the cascade makes of the true mask at the coarse spacing, and (before) what they were made from.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from kits_cascade.geometry import Box
+from kits_cascade.inference.resample import Method, nearest_index, new_shape, resample
+from kits_cascade.inference.roi import FineGrid, merged, regions_of, suited
+from kits_cascade.nifti import read_labels, read_volume
+from kits_cascade.stages import ROI_MARGIN_MM
+from tests.benchmarks.bench_models import CLIP, IS_KIDNEY, REAL, write_image
+
+CASES = ["case_00053", "case_00091", "case_00155", "case_00263", "case_00294", "case_00528"]  # above 130 million voxels
+FINE = (REAL.spacing,) * 3
+GRID = FineGrid(FINE, (REAL.patch[0] * REAL.spacing,) * 3)
+
+
+def regions(truth, spacing, suit):
+    coarse = new_shape(truth.shape, spacing, (REAL.coarse_spacing,) * 3)
+    mask = truth[np.ix_(*(nearest_index(n, m) for n, m in zip(truth.shape, coarse, strict=True)))]
+    own = tuple(s * n / m for s, n, m in zip(spacing, truth.shape, coarse, strict=True))
+    boxes = [box.on_grid(coarse, truth.shape) for box in regions_of(mask, own, ROI_MARGIN_MM)]
+    return merged([suited(box, spacing, GRID, truth.shape) for box in boxes] if suit else boxes)
+
+
+def there_and_back(image, spacing):
+    fine = resample(image, new_shape(image.shape, spacing, FINE), Method(3))
+    logits = ((fine.clamp_(CLIP["percentile_00_5"], CLIP["percentile_99_5"]) - IS_KIDNEY) / 20).half().float()
+    return resample(logits.numpy(), image.shape, Method(1)).numpy() > 0
+
+
+def dice(image, truth, spacing, boxes):
+    found = np.zeros(truth.shape, bool)
+    for box in boxes:
+        box.crop(found)[:] |= there_and_back(box.crop(image), spacing)
+    return 2 * np.count_nonzero(found & truth) / (np.count_nonzero(found) + np.count_nonzero(truth))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--masks", type=Path, required=True)
+    parser.add_argument("--cases", nargs="*", default=CASES)
+    given = parser.parse_args()
+    print("| case | spacing | regions before | regions | whole scan | regions - whole |\n|---|---|---|---|---|---|")
+    differences = []
+    for case in given.cases:
+        with tempfile.TemporaryDirectory() as folder:
+            files = Path(folder) / "image_0000.nii.gz", Path(folder) / "truth.nii.gz"
+            write_image(given.masks / case / "segmentation.nii.gz", *files)
+            volume, truth = read_volume(files[0]), read_labels(files[1]).array > 0
+        ways = [regions(truth, volume.spacing, suit) for suit in (False, True)] + [[Box.full(truth.shape)]]
+        scores = [dice(volume.array, truth, volume.spacing, boxes) for boxes in ways]
+        differences.append(scores[1] - scores[2])
+        cells = [case, " ".join(f"{s:.4g}" for s in volume.spacing), *(f"{score:.5f}" for score in scores)]
+        print(f"| {' | '.join(cells)} | {differences[-1]:+.5f} |", flush=True)
+    print(f"\nmean difference {np.mean(differences):+.5f}")
+
+
+if __name__ == "__main__":
+    main()
