@@ -93,7 +93,7 @@ class DemoMassesTrainer(_Short, SurfaceLossTrainer):
     """For the masses stage: a cyst or a tumour in every patch, and a kidney mask that is wrong more often than not."""
 
     learning_rate: ClassVar[float] = 1.5e-3
-    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 21, "prior_probability": 0.75}
+    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 19, "prior_probability": 0.75}
 
     def initialize(self) -> None:
         """As nnU-Net does, then show a lesion in every patch of a batch, not in a third of them."""
