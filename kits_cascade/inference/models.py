@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from kits_cascade.errors import ModelError
+from kits_cascade.errors import ModelError, UsageError
 from kits_cascade.files import read_json, sha256
 from kits_cascade.stages import STAGES, Stage
 
@@ -89,11 +89,15 @@ def resolve_models(
     """
     from kits_cascade.inference.bundle import bundled_models, open_bundle
 
+    defaults = {stage.key: stage.dataset_id for stage in STAGES}
     opened = open_bundle(source) if source is not None else None
     if opened is not None:
+        other_ids = {key: number for key, number in (dataset_ids or {}).items() if number != defaults[key]}
+        if choose or checkpoint or other_ids:
+            raise UsageError(f"{source} is a bundle, whose networks are chosen already: only folds can be chosen of it")
         return bundled_models(opened, folds)
     root = source or results or _results_folder()
-    ids = {stage.key: stage.dataset_id for stage in STAGES} | dict(dataset_ids or {})
+    ids = defaults | dict(dataset_ids or {})
     found = {
         stage.key: _stage_models(root, stage, ids[stage.key], folds, (choose or {}).get(stage.key), checkpoint)
         for stage in STAGES

@@ -342,6 +342,16 @@ def test_a_bundle_is_a_source_of_models(bundle, tmp_path, form):
         describe(resolve_models(source))
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [{"choose": {"kidney": "KidneyTrainer"}}, {"checkpoint": "checkpoint_best.pth"}, {"dataset_ids": {"coarse": 9}}],
+)
+def test_nothing_but_folds_is_chosen_of_a_bundle(bundle, asked):
+    with pytest.raises(UsageError, match="is a bundle"):
+        resolve_models(bundle, **asked)
+    assert resolve_models(bundle, dataset_ids={"coarse": 221, "kidney": 222, "masses": 223})
+
+
 def test_a_pair_and_other_ids_travel_too(tmp_path):
     for stage in (COARSE, KIDNEY_STAGE):
         train(tmp_path / "r", stage)
