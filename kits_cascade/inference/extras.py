@@ -29,7 +29,8 @@ def _write_stages(folder: Path, volume: Volume, result: CascadeResult) -> None:
     if result.unprocessed is not None:
         write_volume(folder / "before_postprocessing.nii.gz", volume, result.unprocessed)
     shape, affine = list(volume.shape), volume.affine.tolist()
-    write_json(folder / "roi.json", {"boxes": [b.to_json() for b in result.boxes], "shape": shape, "affine": affine})
+    places = {"boxes": [b.to_json() for b in result.boxes], "crops": [b.to_json() for b in result.crops]}
+    write_json(folder / "roi.json", {**places, "shape": shape, "affine": affine})
 
 
 def on_own_grid(mask: Array, volume: Volume) -> Volume:
@@ -43,9 +44,9 @@ def on_own_grid(mask: Array, volume: Volume) -> Volume:
 
 
 def _write_probabilities(path: Path, result: CascadeResult) -> None:
-    """Per region (its box in voxels of the canonical volume) the probabilities of each fine network, half precision."""
+    """Per region (its crop, in the canonical volume) the probabilities of each fine network, half precision."""
     content: dict[str, Array] = {}
-    for number, (box, stages) in enumerate(zip(result.boxes, result.probabilities, strict=False)):
+    for number, (box, stages) in enumerate(zip(result.crops, result.probabilities, strict=False)):
         content[f"region{number}_box"] = np.array([box.start, box.stop])
         for stage, values in stages.items():
             content[f"region{number}_{stage}"] = values.astype(np.float16)

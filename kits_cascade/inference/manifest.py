@@ -47,6 +47,7 @@ class CaseRecord:
     output: str = ""
     reason: str = ""  # why it failed, in one line
     boxes: list[dict[str, list[int]]] = field(default_factory=list)
+    crops: list[dict[str, list[int]]] = field(default_factory=list)  # per box what the fine networks were shown
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -15,7 +15,7 @@ import numpy as np
 
 from kits_cascade.geometry import Box
 from kits_cascade.inference.postprocess import PostprocessOptions, postprocess
-from kits_cascade.inference.roi import FineGrid, merged, regions_of, sampled, suited, without_strangers
+from kits_cascade.inference.roi import FineGrid, merged, regions_of, sampled, surroundings, without_strangers
 from kits_cascade.labels import CYST, KIDNEY, PAINT_ORDER, TUMOR
 from kits_cascade.stages import ROI_MARGIN_MM
 from kits_cascade.volume import Array, Spacing
@@ -40,15 +40,14 @@ class RegionPredictor(Protocol):
 
 
 class Predictors(Protocol):
-    """The networks of the cascade."""
+    """The networks of the cascade.
+
+    They may have an attribute ``grid`` (a FineGrid or None): then regions come with surroundings that suit it.
+    """
 
     @property
     def seconds(self) -> dict[str, float]:
         """Time spent, by kind of work (``network``: the tiles alone)."""
-
-    @property
-    def grid(self) -> FineGrid | None:
-        """What the fine stages work on, in the volume's axes; None where that is the voxels as they are."""
 
     def coarse(self, image: Array, spacing: Spacing) -> Array:
         """Kidneys with their masses in the whole field of view, on a grid of any resolution."""
@@ -74,12 +73,13 @@ class CascadeResult:
 
     labels: Array
     boxes: list[Box] = field(default_factory=list)
+    crops: list[Box] = field(default_factory=list)  # per box what the fine networks were shown: its surroundings too
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     coarse: Array | None = None  # on the coarse network's grid
     unprocessed: Array | None = None  # labels before postprocessing
-    probabilities: list[dict[str, Array]] = field(default_factory=list)  # per box
+    probabilities: list[dict[str, Array]] = field(default_factory=list)  # per crop
 
     @property
     def bounds(self) -> Box | None:
@@ -103,6 +103,36 @@ def paste(into: Array, box: Box, labels: Array) -> None:
     """Labels of a region into the whole; where regions overlap, the label that is painted later wins."""
     there = box.crop(into)
     np.copyto(there, labels, where=_RANK[labels] > _RANK[there])
+
+
+class _Region:
+    """A box, and the fine networks' answers in it; what they are shown is the box with its surroundings."""
+
+    def __init__(self, box: Box, crop: Box, predictor: RegionPredictor) -> None:
+        self.box, self.crop = box, crop
+        self._predictor = predictor
+        self._within = box.shifted([-a for a in crop.start])  # the box, in the crop's voxels
+        self._around = np.zeros(0, dtype=bool)
+
+    @property
+    def probabilities(self) -> dict[str, Array]:
+        """Of the whole crop."""
+        return self._predictor.probabilities
+
+    def kidney(self, near: Array | None) -> Array:
+        """Kidneys with their masses, in the box; only tiles that matter there are needed."""
+        shown = None
+        if near is not None:
+            shown = np.zeros(self.crop.shape, dtype=near.dtype)
+            self._within.paste(shown, near)
+        self._around = self._predictor.kidney(shown)
+        return self._within.crop(self._around).copy()
+
+    def masses(self, kidney: Array) -> tuple[Array, Array]:
+        """Masses, and tumours alone, in the box. Around it the kidney mask is as the network left it."""
+        self._within.paste(self._around, kidney)
+        masses, tumor = self._predictor.masses(self._around)
+        return self._within.crop(masses), self._within.crop(tumor)
 
 
 class _Run:
@@ -131,8 +161,8 @@ class _Run:
             boxes = regions_of(coarse, (own[0], own[1], own[2]), self.options.margin_mm)
         self.result.coarse = coarse
         if boxes:
-            # On the volume's voxels; neither rounding outwards nor a better grid must make them overlap.
-            return merged([self.fitted(box.on_grid(coarse.shape, self.image.shape)) for box in boxes])
+            # On the volume's voxels; rounding outwards must not make them overlap.
+            return merged([box.on_grid(coarse.shape, self.image.shape) for box in boxes])
         if self.options.on_empty == "full":
             self.result.warnings.append("the coarse stage found no kidney; the fine stages ran on the whole volume")
             self.result.coarse = None
@@ -142,40 +172,41 @@ class _Run:
         )
         return []
 
-    def fitted(self, box: Box) -> Box:
-        """A box as it suits the fine networks."""
-        grid = self.predictors.grid
-        return box if grid is None else suited(box, self.spacing, grid, self.image.shape)
+    def region(self, box: Box) -> _Region:
+        """A box with its surroundings."""
+        grid: FineGrid | None = getattr(self.predictors, "grid", None)
+        crop = box if grid is None else surroundings(box, self.spacing, grid, self.image.shape)
+        return _Region(box, crop, self.predictors.region(crop.crop(self.image), self.spacing, crop))
 
-    def fine(self, box: Box) -> Box:
-        """Kidney and masses in a region; the region as it was in the end."""
+    def fine(self, box: Box) -> None:
+        """Kidney and masses in a region."""
         coarse = self.result.coarse
         near = None if coarse is None else sampled(coarse, box, self.image.shape)
         with self.step("kidney"):
-            region = self.predictors.region(box.crop(self.image), self.spacing, box)
+            region = self.region(box)
             kidney = without_strangers(region.kidney(near), near, box, self.image.shape)
             if box.inner_faces_touched(kidney, self.image.shape):
-                box, region, kidney = self.redone(box, near, region, kidney)
+                region, kidney = self.redone(near, region, kidney)
         with self.step("masses"):
             # Without a kidney there is nothing that a mass could belong to.
             masses, tumor = region.masses(kidney) if kidney.any() else (kidney, kidney)
         if self.options.save_probabilities:
             self.result.probabilities.append(region.probabilities)
-        paste(self.result.labels, box, paint(kidney, masses, tumor))
-        self.kidneys.append((box, kidney))
-        return box
+        paste(self.result.labels, region.box, paint(kidney, masses, tumor))
+        self.result.boxes.append(region.box)
+        self.result.crops.append(region.crop)
+        self.kidneys.append((region.box, kidney))
 
-    def redone(
-        self, box: Box, near: Array | None, first: RegionPredictor, kidney: Array
-    ) -> tuple[Box, RegionPredictor, Array]:
+    def redone(self, near: Array | None, first: _Region, kidney: Array) -> tuple[_Region, Array]:
         """The kidney in a larger box, once; or as it was, where the larger box lets it run away."""
-        larger = self.fitted(box.grown(self.options.margin_mm, self.spacing).clipped(self.image.shape))
+        box = first.box
+        larger = box.grown(self.options.margin_mm, self.spacing).clipped(self.image.shape)
         within = box.shifted([-a for a in larger.start])  # the first box, in the larger one's voxels
         wider = None
         if near is not None and self.result.coarse is not None:
             wider = sampled(self.result.coarse, larger, self.image.shape) != 0
             within.crop(wider)[kidney] = True
-        region = self.predictors.region(larger.crop(self.image), self.spacing, larger)
+        region = self.region(larger)
         # The coarse stage has missed something: no tile is left out this time.
         grown = without_strangers(region.kidney(None), wider, larger, self.image.shape)
         settled = not larger.inner_faces_touched(grown, self.image.shape)
@@ -185,7 +216,7 @@ class _Run:
                 "a kidney ran out of its box, and further out of the grown one than a kidney can: "
                 "it was cut at the first box; look at this case"
             )
-            return box, first, kidney
+            return first, kidney
         self.result.notes.append(
             "a kidney reached the border of its box: the box was grown, and the kidney stage redone"
         )
@@ -193,7 +224,7 @@ class _Run:
             self.result.warnings.append(
                 "a kidney reaches the border of its box, also of the grown one: look at this case"
             )
-        return larger, region, grown
+        return region, grown
 
     def finish(self) -> None:
         bounds = self.result.bounds
@@ -223,7 +254,7 @@ def run_cascade(
     before = dict(predictors.seconds)
     run = _Run(image, spacing, predictors, options or CascadeOptions(), report)
     for box in run.regions():
-        run.result.boxes.append(run.fine(box))
+        run.fine(box)
     run.finish()
     for kind, seconds in predictors.seconds.items():
         run.result.seconds[kind] = seconds - before.get(kind, 0.0)

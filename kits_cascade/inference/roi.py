@@ -50,33 +50,48 @@ def _belong_together(first: Box, second: Box) -> bool:
 
 @dataclass(frozen=True)
 class FineGrid:
-    """What the fine networks work on."""
+    """What the fine networks work on, in the volume's axes."""
 
-    spacing: Spacing  # of the kidney stage
-    patch_mm: Spacing  # the longest edges of any network's patch
+    spacing: Spacing
+    patch: tuple[int, int, int]  # the longest edges of any network's patch, in voxels of that spacing
+    tile_step: float
+
+    def voxels(self, axis: int, size: int, spacing: Spacing) -> int:
+        """The length of an edge once it is resampled, rounded as nnU-Net does."""
+        return round(size * spacing[axis] / self.spacing[axis])
+
+    def tiles(self, axis: int, size: int, spacing: Spacing) -> int:
+        """How many patches an edge takes."""
+        beyond = self.voxels(axis, size, spacing) - self.patch[axis]
+        return 1 + max(0, math.ceil(beyond / (self.patch[axis] * self.tile_step)))
 
 
-def suited(box: Box, spacing: Spacing, grid: FineGrid, shape: Sequence[int]) -> Box:
-    """The box, longer where the fine networks would otherwise see less than there is.
+def surroundings(box: Box, spacing: Spacing, grid: FineGrid, shape: Sequence[int]) -> Box:
+    """What the fine networks are shown: the box, and as much around it as they see without a tile more.
 
-    A box that is smaller than a patch would be padded with a constant that no network has seen so much of in training;
-    the true surroundings cost nothing. And an edge that loses or gains exactly one voxel on the way to a fine spacing
-    that is nearly its own has the worst of grids: the two drift apart by half a voxel up to the middle of the box,
-    where the kidney is, and every sample there lies between two voxels. With two voxels they meet again in the middle.
+    A box that is smaller than a patch would be padded with a constant, of which no network has seen so much in
+    training. And an edge that loses or gains exactly one voxel on the way to a fine spacing that is nearly its own has
+    the worst of grids: the two drift apart by half a voxel up to the middle of the box, where the kidney is, and every
+    sample there lies between two voxels. With two voxels they meet again in the middle.
     """
     start, stop = [0, 0, 0], [0, 0, 0]
-    for axis, (fine, patch) in enumerate(zip(grid.spacing, grid.patch_mm, strict=True)):
-        size, least = box.shape[axis], math.ceil(round(patch / spacing[axis], 6))
-        size = _in_step(min(max(size, least), shape[axis]), spacing[axis] / fine, shape[axis])
+    for axis in range(3):
+        size = _edge(axis, box.shape[axis], spacing, grid, shape[axis])
         before = (size - box.shape[axis]) // 2
         start[axis] = min(max(0, box.start[axis] - before), shape[axis] - size)
         stop[axis] = start[axis] + size
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
-def _in_step(size: int, ratio: float, most: int) -> int:
-    longest = min(most, size + int(_STRETCH * size))
-    return next((n for n in range(size, longest + 1) if abs(round(n * ratio) - n) != 1), size)
+def _edge(axis: int, size: int, spacing: Spacing, grid: FineGrid, most: int) -> int:
+    """The length of an edge with its surroundings."""
+    tiles = grid.tiles(axis, size, spacing)
+    longest = max(size, min(most, int((grid.patch[axis] + 0.5) * grid.spacing[axis] / spacing[axis])))
+    while grid.tiles(axis, longest, spacing) > tiles:
+        longest -= 1
+    stretched = range(longest, min(most, longest + int(_STRETCH * longest)) + 1)
+    cheap = (n for n in stretched if grid.tiles(axis, n, spacing) == tiles)
+    return next((n for n in cheap if abs(grid.voxels(axis, n, spacing) - n) != 1), longest)
 
 
 def sampled(mask: Array, box: Box, shape: Sequence[int]) -> Array:

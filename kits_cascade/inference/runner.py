@@ -274,6 +274,7 @@ def _finished(loaded: LoadedCase, result: CascadeResult) -> _Finished:
         DONE,
         input=str(loaded.case.path),
         boxes=[box.to_json() for box in result.boxes],
+        crops=[box.to_json() for box in result.crops],
         seconds=result.seconds,
         warnings=[*loaded.warnings, *result.warnings],
         notes=result.notes,

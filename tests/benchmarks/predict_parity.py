@@ -17,7 +17,7 @@ from kits_cascade.labels import REGIONS
 from kits_cascade.nifti import read_labels, write_volume
 from kits_cascade.phantom import make_case, paint_ct
 from tests.inference.handmade import dice
-from tests.inference.manual import boxes_of_run, manual_cascade
+from tests.inference.manual import manual_cascade, regions_of_run
 
 CASES = ["case_00061", "case_00110", "case_00529", "case_00287", "case_00045", "case_00115"]
 SPEED = Speed(tta=False, tile_step=0.5, coarse_tile_step=0.75)
@@ -43,8 +43,8 @@ def main():
         if not (images / f"phantom_{index}_0000.nii.gz").exists():
             write_volume(images / f"phantom_{index}_0000.nii.gz", make_case(77, index).image)
     predict_folder(images, given.work / "ours", resolve_models(given.results, folds=[0]), device="cpu", speed=SPEED)
-    boxes = boxes_of_run(given.work / "ours" / "run.json")
-    ways = {"same boxes": boxes} | ({"own boxes": None} if given.own_boxes else {})
+    regions = regions_of_run(given.work / "ours" / "run.json")
+    ways = {"same boxes": regions} | ({"own boxes": None} if given.own_boxes else {})
     print(
         f"| case | shape | mm | regions | {' | '.join(f'{way}: {r.name}' for way in ways for r in REGIONS)} |",
         flush=True,
@@ -52,7 +52,7 @@ def main():
     print(f"|---|---|---|---|{'---|' * 3 * len(ways)}")
     for way, chosen in ways.items():
         manual_cascade(images, given.work / way.replace(" ", "_"), given.results, chosen)
-    for name, found in boxes.items():
+    for name, found in regions.items():
         ours = read_labels(given.work / "ours" / f"{name}.nii.gz")
         cells = [name, "x".join(map(str, ours.shape)), " ".join(f"{s:.3g}" for s in ours.spacing), str(len(found))]
         for way in ways:

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.region_grids --masks ../shared/kits23/masks --cases case_00053 case_00091
 
 No network: a voxel is kidney where it is above the threshold that the networks of the speed benchmark have. The
-regions are those that the cascade makes of the true mask at the coarse spacing, and (before) what they were made from.
+regions are those that the cascade makes of the true mask at the coarse spacing; (before) without their surroundings.
 """
 
 import argparse
@@ -14,14 +14,14 @@ import numpy as np
 
 from kits_cascade.geometry import Box
 from kits_cascade.inference.resample import Method, nearest_index, new_shape, resample
-from kits_cascade.inference.roi import FineGrid, merged, regions_of, suited
+from kits_cascade.inference.roi import FineGrid, merged, regions_of, surroundings
 from kits_cascade.nifti import read_labels, read_volume
 from kits_cascade.stages import ROI_MARGIN_MM
 from tests.benchmarks.bench_models import CLIP, IS_KIDNEY, REAL, write_image
 
 CASES = ["case_00053", "case_00091", "case_00155", "case_00263", "case_00294", "case_00528"]  # above 130 million voxels
 FINE = (REAL.spacing,) * 3
-GRID = FineGrid(FINE, (REAL.patch[0] * REAL.spacing,) * 3)
+GRID = FineGrid(FINE, REAL.patch, 0.75)
 
 
 def regions(truth, spacing, suit):
@@ -29,7 +29,7 @@ def regions(truth, spacing, suit):
     mask = truth[np.ix_(*(nearest_index(n, m) for n, m in zip(truth.shape, coarse, strict=True)))]
     own = tuple(s * n / m for s, n, m in zip(spacing, truth.shape, coarse, strict=True))
     boxes = [box.on_grid(coarse, truth.shape) for box in regions_of(mask, own, ROI_MARGIN_MM)]
-    return merged([suited(box, spacing, GRID, truth.shape) for box in boxes] if suit else boxes)
+    return [(box, surroundings(box, spacing, GRID, truth.shape) if suit else box) for box in merged(boxes)]
 
 
 def there_and_back(image, spacing):
@@ -40,8 +40,9 @@ def there_and_back(image, spacing):
 
 def dice(image, truth, spacing, boxes):
     found = np.zeros(truth.shape, bool)
-    for box in boxes:
-        box.crop(found)[:] |= there_and_back(box.crop(image), spacing)
+    for box, crop in boxes:
+        answer = there_and_back(crop.crop(image), spacing)
+        box.paste(found, box.shifted([-a for a in crop.start]).crop(answer))
     return 2 * np.count_nonzero(found & truth) / (np.count_nonzero(found) + np.count_nonzero(truth))
 
 
@@ -57,7 +58,7 @@ def main():
             files = Path(folder) / "image_0000.nii.gz", Path(folder) / "truth.nii.gz"
             write_image(given.masks / case / "segmentation.nii.gz", *files)
             volume, truth = read_volume(files[0]), read_labels(files[1]).array > 0
-        ways = [regions(truth, volume.spacing, suit) for suit in (False, True)] + [[Box.full(truth.shape)]]
+        ways = [regions(truth, volume.spacing, suit) for suit in (False, True)] + [[(Box.full(truth.shape),) * 2]]
         scores = [dice(volume.array, truth, volume.spacing, boxes) for boxes in ways]
         differences.append(scores[1] - scores[2])
         cells = [case, " ".join(f"{s:.4g}" for s in volume.spacing), *(f"{score:.5f}" for score in scores)]

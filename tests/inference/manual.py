@@ -55,48 +55,61 @@ def nnunet_predict(images, out, stage, results, step, tta):
     )
 
 
-def manual_cascade(images, out, results, boxes=None, step=0.5, coarse_step=0.75, tta=False, margin_mm=ROI_MARGIN_MM):
-    """Label files in ``out``; ``boxes`` (per case) crops there, not where the coarse masks say. The latter boxes."""
+def manual_cascade(images, out, results, regions=None, step=0.5, coarse_step=0.75, tta=False, margin_mm=ROI_MARGIN_MM):
+    """Label files in ``out``; the boxes that the full-size coarse masks ask for.
+
+    ``regions`` (per case pairs of a box and what to crop around it) is where to work instead.
+    """
     images, out = Path(images), Path(out)
     coarse, crops, kidneys, both, masses = (out / name for name in ("coarse", "crops", "kidney", "both", "masses"))
     nnunet_predict(images, coarse, COARSE, results, coarse_step, tta=False)
     cases = {case_name(path): path for path in sorted(images.glob("*.nii.gz"))}
     own, near = {}, {}
-    for name, path in cases.items():
+    for name in cases:
         mask = read_labels(coarse / f"{name}.nii.gz")
         own[name] = regions_of(mask.array, mask.spacing, margin_mm)
         near[name] = mask.array
+    regions = regions or {name: [(box, box) for box in boxes] for name, boxes in own.items()}
+    for name, path in cases.items():
         volume = read_volume(path)
-        for number, box in enumerate((boxes or own)[name]):
-            write_volume(crops / f"{name}_r{number}_0000.nii.gz", volume.cropped(box.slices))
+        for number, (_, crop) in enumerate(regions[name]):
+            write_volume(crops / f"{name}_r{number}_0000.nii.gz", volume.cropped(crop.slices))
     nnunet_predict(crops, kidneys, KIDNEY_STAGE, results, step, tta)
     own_kidneys = {}
     for name in cases:
-        for number, box in enumerate((boxes or own)[name]):
+        for number, (box, crop) in enumerate(regions[name]):
             region = f"{name}_r{number}"
-            crop = read_volume(crops / f"{region}_0000.nii.gz")
+            image = read_volume(crops / f"{region}_0000.nii.gz")
             found = read_labels(kidneys / f"{region}.nii.gz").array > 0
-            kidney = without_strangers(found, box.crop(near[name]), box, near[name].shape)
-            write_volume(both / f"{region}_0000.nii.gz", crop)
-            write_volume(both / f"{region}_0001.nii.gz", crop, kidney.astype(np.uint8))
+            within = box.shifted([-a for a in crop.start])
+            kidney = without_strangers(within.crop(found), box.crop(near[name]), box, near[name].shape)
+            within.paste(found, kidney)
+            write_volume(both / f"{region}_0000.nii.gz", image)
+            write_volume(both / f"{region}_0001.nii.gz", image, found.astype(np.uint8))
             own_kidneys[region] = kidney
     nnunet_predict(both, masses, MASSES_STAGE, results, step, tta)
     for name, path in cases.items():
         volume = read_volume(path)
         labels, kidney_mask = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, bool)
-        for number, box in enumerate((boxes or own)[name]):
+        for number, (box, crop) in enumerate(regions[name]):
             kidney = own_kidneys[f"{name}_r{number}"]
-            mass = read_labels(masses / f"{name}_r{number}.nii.gz").array
+            within = box.shifted([-a for a in crop.start])
+            mass = within.crop(read_labels(masses / f"{name}_r{number}.nii.gz").array)
             paste(labels, box, paint(kidney, mass > 0, mass == MASSES_TUMOR))
             box.crop(kidney_mask)[kidney] = True
         write_volume(out / f"{name}.nii.gz", volume, postprocess(labels, volume.spacing, kidney=kidney_mask).labels)
     return own
 
 
-def boxes_of_run(path):
-    """The boxes that a run of the cascade has used."""
+def regions_of_run(path):
+    """The boxes of a run of the cascade, each with what the fine networks were shown around it."""
     cases = json.loads(Path(path).read_text(encoding="utf-8"))["cases"]
-    return {name: [Box.from_json(box) for box in case["boxes"]] for name, case in cases.items()}
+    return {
+        name: [
+            (Box.from_json(box), Box.from_json(crop)) for box, crop in zip(case["boxes"], case["crops"], strict=True)
+        ]
+        for name, case in cases.items()
+    }
 
 
 if __name__ == "__main__":
@@ -108,5 +121,5 @@ if __name__ == "__main__":
     parser.add_argument("--tta", action="store_true")
     parser.add_argument("--step", type=float, default=0.5)
     given = parser.parse_args()
-    chosen = boxes_of_run(given.boxes) if given.boxes else None
+    chosen = regions_of_run(given.boxes) if given.boxes else None
     manual_cascade(given.i, given.o, given.results, chosen, given.step, tta=given.tta)

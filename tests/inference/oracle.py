@@ -38,10 +38,10 @@ class OracleRegion:
 
 
 class Oracle:
-    """``lost``: a function that spoils the coarse mask; ``grid``: what the fine stages ask for."""
+    """``lost``: a function that spoils the coarse mask."""
 
-    def __init__(self, step=(1, 2, 2), seconds=0.0, lost=None, grid=None):
-        self.step, self.delay, self.lost, self.grid = step, seconds, lost, grid
+    def __init__(self, step=(1, 2, 2), seconds=0.0, lost=None):
+        self.step, self.delay, self.lost = step, seconds, lost
         self.calls, self.seconds = [], {"network": 0.0}
 
     def coarse(self, image, spacing):

@@ -9,7 +9,7 @@ from kits_cascade.errors import UsageError
 from kits_cascade.geometry import Box
 from kits_cascade.inference.cascade import CascadeOptions, Speed
 from kits_cascade.inference.orchestrate import paint, paste, run_cascade
-from kits_cascade.inference.roi import FineGrid, merged, regions_of, sampled, suited
+from kits_cascade.inference.roi import FineGrid, merged, regions_of, sampled, surroundings
 from kits_cascade.labels import CYST, KIDNEY, TUMOR
 from kits_cascade.volume import volume_from_array
 from tests.inference.oracle import HU, Oracle
@@ -249,17 +249,32 @@ def test_fast_means_no_mirroring_and_fewer_tiles():
     assert not Speed.named(tta=False, fast=False).tta
 
 
-GRID = FineGrid((0.78125, 0.78125, 0.78125), (100.0, 75.0, 75.0))
+GRID = FineGrid((0.78125, 0.78125, 0.78125), (128, 96, 96), 0.5)  # 100 mm, 75 mm and 75 mm
 
 
-def test_a_box_smaller_than_a_patch_takes_in_its_surroundings():
+def test_a_box_smaller_than_a_patch_is_shown_with_its_surroundings():
     box = Box((30, 40, 10), (40, 80, 30))
-    wider = suited(box, SPACING, GRID, (100, 100, 100))
-    # 100 mm are 25 voxels of 4 mm, 75 mm are 38 of 2 mm: the second edge is long enough, the third meets the border.
-    assert wider == Box((23, 40, 1), (48, 80, 39))
-    assert suited(box, SPACING, GRID, (100, 100, 35)) == Box((23, 40, 0), (48, 80, 35))
-    assert suited(Box((0, 40, 60), (20, 80, 99)), SPACING, GRID, (22, 100, 100)) == Box((0, 40, 60), (22, 80, 99))
-    assert suited(wider, SPACING, GRID, (100, 100, 100)) == wider
+    wider = surroundings(box, SPACING, GRID, (100, 100, 100))
+    # 100 mm are 25 voxels of 4 mm, 75 mm are 37.5 of 2 mm: the second edge has that, the third meets the border.
+    assert wider == Box((23, 40, 2), (48, 80, 39))
+    assert surroundings(box, SPACING, GRID, (100, 100, 35)) == Box((23, 40, 0), (48, 80, 35))
+    at_the_end = surroundings(Box((0, 40, 60), (20, 80, 99)), SPACING, GRID, (22, 100, 100))
+    assert at_the_end == Box((0, 40, 60), (22, 80, 99))
+    assert surroundings(wider, SPACING, GRID, (100, 100, 100)) == wider
+
+
+@pytest.mark.parametrize("mm", [0.55, 0.61, 0.7, 0.7031, 0.7734, 0.78125, 0.7891, 0.8105, 0.93, 0.9766])
+@pytest.mark.parametrize("patch", [64, 96, 112, 128, 160, 192])
+@pytest.mark.parametrize("step", [0.5, 0.75])
+def test_surroundings_cost_no_tile(mm, patch, step):
+    grid, spacing, shape = FineGrid(GRID.spacing, (patch,) * 3, step), (mm, mm, mm), (512, 512, 512)
+    for size in (20, 97, 98, 143, 150, 180, 260):
+        box = Box((100, 200, 240), (100 + size, 200 + size, 240 + size))
+        crop = surroundings(box, spacing, grid, shape)
+        assert crop.union(box) == crop
+        assert grid.tiles(0, crop.shape[0], spacing) == grid.tiles(0, size, spacing)
+        # And no padding where surroundings are to be had, but for what rounding leaves.
+        assert grid.voxels(0, crop.shape[0], spacing) >= patch - 1
 
 
 @pytest.mark.parametrize(
@@ -267,26 +282,56 @@ def test_a_box_smaller_than_a_patch_takes_in_its_surroundings():
     [
         (143, 0.7734, 150),  # 141.56 -> 142 is one fewer; 150 is the first that loses two: 148.49 -> 148
         (157, 0.7734, 157),  # 155.42 -> 155 loses two
-        (100, 0.7734, 100),  # 150 is more than a quarter longer: not worth it
+        (110, 0.7734, 110),  # 150 is more than a quarter longer: not worth it
         (140, 0.7891, 150),  # 141.41 -> 141 is one more; 150 is the first that gains two: 151.51 -> 152
         (140, 0.78125, 140),  # nothing to resample
-        (140, 0.5, 140),  # grids that have little in common drift apart fast
+        (140, 0.5, 153),  # within a patch: 153 * 0.64 is 98
     ],
 )
 def test_an_edge_does_not_lose_or_gain_a_single_voxel(size, mm, expected):
     box = Box((200, 200, 200), (200 + size, 200 + size, 200 + size))
-    longer = suited(box, (mm, mm, mm), FineGrid(GRID.spacing, (1.0, 1.0, 1.0)), (600, 600, 600))
-    assert longer.shape == (expected,) * 3
-    assert longer.union(box) == longer
+    grid = FineGrid(GRID.spacing, (98,) * 3, 0.75)
+    assert surroundings(box, (mm, mm, mm), grid, (600, 600, 600)).shape == (expected,) * 3
 
 
-def test_regions_suit_the_networks_and_become_one_where_they_then_meet():
+class Surrounded(Oracle):
+    """Asks for patches of 128 mm, 96 mm and 200 mm: each region then shows a part of the other kidney."""
+
+    grid = FineGrid((2.0, 2.0, 2.0), (64, 48, 100), 0.5)
+
+
+def test_regions_stay_apart_though_the_networks_see_what_lies_around_them():
     labels = two_kidneys()
-    grid = FineGrid((2.0, 2.0, 2.0), (120.0, 100.0, 110.0))
-    result = run_cascade(HU[labels], SPACING, Oracle(grid=grid), RAW)
+    plain = run_cascade(HU[labels], SPACING, Oracle(), RAW)
+    oracle = Surrounded()
+    result = run_cascade(HU[labels], SPACING, oracle, CascadeOptions(postprocess=None, save_probabilities=True))
     np.testing.assert_array_equal(result.labels, labels)
-    assert [box.shape for box in result.boxes] == [(30, 50, 55), (30, 50, 55)]
-    wide = FineGrid((2.0, 2.0, 2.0), (120.0, 100.0, 130.0))
-    result = run_cascade(HU[labels], SPACING, Oracle(grid=wide), RAW)
-    np.testing.assert_array_equal(result.labels, labels)
-    assert len(result.boxes) == 1
+    assert result.boxes == plain.boxes
+    assert plain.crops == plain.boxes
+    assert [crop.shape for crop in result.crops] == [(32, 48, 100), (32, 48, 100)]
+    assert result.crops[0].intersects(result.crops[1])
+    for crop, call in zip(result.crops, oracle.calls[1::2], strict=True):
+        assert call[1] == crop
+    # Where the coarse stage saw something is told of the box alone; the kidney mask is of all that is shown.
+    first, _ = result.boxes
+    (_, crop, near), (_, _, kidney) = oracle.calls[1:3]
+    outside = np.ones(crop.shape, bool)
+    first.shifted([-a for a in crop.start]).crop(outside)[:] = False
+    assert near.any()
+    assert not near[outside].any()
+    assert kidney[outside].any()
+    assert not result.notes
+    assert [stages["masses"].shape[1:] for stages in result.probabilities] == [crop.shape for crop in result.crops]
+
+
+def test_a_box_that_grows_keeps_its_surroundings_apart():
+    labels = two_kidneys()
+
+    def upper(mask):
+        return mask & (np.arange(mask.shape[1]) < 12)[:, None]
+
+    plain, shown = (run_cascade(HU[labels], SPACING, kind(lost=upper), RAW) for kind in (Oracle, Surrounded))
+    np.testing.assert_array_equal(plain.labels, labels)
+    np.testing.assert_array_equal(shown.labels, labels)
+    assert plain.boxes == shown.boxes
+    assert plain.notes == shown.notes != []

@@ -122,8 +122,9 @@ def test_the_grid_is_in_the_volume_s_axes_and_holds_every_patch(tmp_path):
     write_model(tmp_path, KIDNEY_STAGE, spacing=[1.0, 2.0, 3.0], **turned)
     write_model(tmp_path, MASSES_STAGE, spacing=[4.0, 1.0, 1.0])
     networks = NnunetPredictors(resolve_models(tmp_path), "cpu")
-    # The kidney's plan has x first: its axes are those of the volume once they are turned back.
-    assert networks.grid == FineGrid((2.0, 3.0, 1.0), (4.0 * 32, 3.0 * 32, 1.0 * 32))
+    # The kidney's plan has x first: its axes are those of the volume once they are turned back. Along z the masses'
+    # patch is the longer one: 32 voxels of 4 mm.
+    assert networks.grid == FineGrid((2.0, 3.0, 1.0), (64, 32, 32), 0.5)
     flat = NnunetPredictors(resolve_models(tmp_path), "cpu")
     flat.mass_stages[0].__dict__["configuration"] = SimpleNamespace(spacing=[1.0, 1.0], patch_size=[32, 32])
     assert flat.grid is None

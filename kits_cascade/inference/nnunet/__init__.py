@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -105,8 +106,9 @@ class NnunetPredictors:
         known = [grid for grid in grids if grid is not None]
         if len(known) < len(grids):
             return None
-        longest = [max(lengths) for lengths in zip(*(grid.patch_mm for grid in known), strict=True)]
-        return FineGrid(known[0].spacing, cast("Spacing", tuple(longest)))
+        own = known[0].spacing
+        patch = [max(round(g.patch[axis] * g.spacing[axis] / own[axis]) for g in known) for axis in range(3)]
+        return replace(known[0], patch=(patch[0], patch[1], patch[2]))
 
     def coarse(self, image: Array, spacing: Spacing) -> Array:
         """Kidneys with their masses, on the coarse network's own grid of the same field of view."""

@@ -62,13 +62,16 @@ class StageNetwork:
 
     @property
     def grid(self) -> FineGrid | None:
-        """Spacing and patch in the volume's axes; None for a network that looks at single slices."""
+        """Spacing and tiles in the volume's axes; None for a network that looks at single slices."""
         spacing, patch = self.configuration.spacing, self.configuration.patch_size
         if len(spacing) != 3:
             return None
-        back = self.plans.transpose_backward
-        own = cast("Spacing", tuple(float(spacing[axis]) for axis in back))
-        return FineGrid(own, cast("Spacing", tuple(float(patch[axis] * spacing[axis]) for axis in back)))
+        first, second, third = self.plans.transpose_backward
+        return FineGrid(
+            (float(spacing[first]), float(spacing[second]), float(spacing[third])),
+            (int(patch[first]), int(patch[second]), int(patch[third])),
+            self.tiles.step,
+        )
 
     def prepare(self, channels: Sequence[Array], spacing: Spacing, cache: dict[Any, torch.Tensor]) -> Prepared:
         """Crop away what is empty, normalise and resample. What another stage has prepared alike is in ``cache``."""
