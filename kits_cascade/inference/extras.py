@@ -44,10 +44,11 @@ def on_own_grid(mask: Array, volume: Volume) -> Volume:
 
 
 def _write_probabilities(path: Path, result: CascadeResult) -> None:
-    """Per region (its crop, in the canonical volume) the probabilities of each fine network, half precision."""
+    """Per region the probabilities of each fine network in its crop, half precision; they count in its box."""
     content: dict[str, Array] = {}
-    for number, (box, stages) in enumerate(zip(result.crops, result.probabilities, strict=False)):
+    for number, (box, crop, stages) in enumerate(zip(result.boxes, result.crops, result.probabilities, strict=False)):
         content[f"region{number}_box"] = np.array([box.start, box.stop])
+        content[f"region{number}_crop"] = np.array([crop.start, crop.stop])
         for stage, values in stages.items():
             content[f"region{number}_{stage}"] = values.astype(np.float16)
     with atomic_path(path) as temporary, temporary.open("wb") as stream:

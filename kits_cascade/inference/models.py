@@ -85,14 +85,14 @@ def resolve_models(
     ``source`` is a folder or zip made by ``kits-cascade models export``, or a folder laid out as nnUNet_results;
     without it, nnU-Net's results folder is searched (``results``, else the variable). ``choose`` narrows a stage down
     by a pattern over ``trainer__plans__configuration`` (a trainer's name alone will do; two patterns with a comma name
-    a pair for the masses stage), where there are several.
+    a pair for the masses stage), where there are several. Of a bundle only folds can be chosen.
     """
     from kits_cascade.inference.bundle import bundled_models, open_bundle
 
     defaults = {stage.key: stage.dataset_id for stage in STAGES}
     opened = open_bundle(source) if source is not None else None
     if opened is not None:
-        other_ids = {key: number for key, number in (dataset_ids or {}).items() if number != defaults[key]}
+        other_ids = {key: number for key, number in (dataset_ids or {}).items() if number != defaults.get(key)}
         if choose or checkpoint or other_ids:
             raise UsageError(f"{source} is a bundle, whose networks are chosen already: only folds can be chosen of it")
         return bundled_models(opened, folds)

@@ -35,8 +35,8 @@ class RegionPredictor(Protocol):
     def kidney(self, near: Array | None) -> Array:
         """Kidneys with their masses; ``near`` is where the coarse stage saw them."""
 
-    def masses(self, kidney: Array) -> tuple[Array, Array]:
-        """Masses, and tumours alone."""
+    def masses(self, kidney: Array, near: Array | None) -> tuple[Array, Array]:
+        """Masses, and tumours alone; ``near`` is the part of the kidney mask where they are asked for."""
 
 
 class Predictors(Protocol):
@@ -121,18 +121,21 @@ class _Region:
 
     def kidney(self, near: Array | None) -> Array:
         """Kidneys with their masses, in the box; only tiles that matter there are needed."""
-        shown = None
-        if near is not None:
-            shown = np.zeros(self.crop.shape, dtype=near.dtype)
-            self._within.paste(shown, near)
-        self._around = self._predictor.kidney(shown)
+        self._around = self._predictor.kidney(None if near is None else self._shown(near))
         return self._within.crop(self._around).copy()
 
     def masses(self, kidney: Array) -> tuple[Array, Array]:
         """Masses, and tumours alone, in the box. Around it the kidney mask is as the network left it."""
-        self._within.paste(self._around, kidney)
-        masses, tumor = self._predictor.masses(self._around)
+        around = self._around.copy()
+        self._within.paste(around, kidney)
+        masses, tumor = self._predictor.masses(around, self._shown(kidney))
         return self._within.crop(masses), self._within.crop(tumor)
+
+    def _shown(self, mask: Array) -> Array:
+        """A mask of the box in the crop, with nothing around it."""
+        around = np.zeros(self.crop.shape, dtype=mask.dtype)
+        self._within.paste(around, mask)
+        return around
 
 
 class _Run:

@@ -19,8 +19,8 @@ _STRETCH: Final = 0.25  # by how much of its length an edge may grow for the sak
 def regions_of(mask: Array, spacing: Spacing, margin_mm: float) -> list[Box]:
     """The boxes to work on, on the mask's own grid: one for each kidney where these lie well apart.
 
-    Boxes that share a voxel become one, and so do boxes whose common box is no larger than the two: so no voxel is
-    worked on twice, and never more voxels than in the one box around everything.
+    Boxes that share a voxel become one, and so do boxes whose common box is no larger than the two: so no voxel is in
+    two boxes, and never are there more voxels in them than in the one box around everything.
     """
     found = components(without_specks(mask, spacing))
     boxes = [found.box(number).grown(margin_mm, spacing).clipped(mask.shape) for number in range(1, found.count + 1)]
@@ -58,7 +58,7 @@ class FineGrid:
 
     def voxels(self, axis: int, size: int, spacing: Spacing) -> int:
         """The length of an edge once it is resampled, rounded as nnU-Net does."""
-        return round(size * spacing[axis] / self.spacing[axis])
+        return round(spacing[axis] / self.spacing[axis] * size)
 
     def tiles(self, axis: int, size: int, spacing: Spacing) -> int:
         """How many patches an edge takes."""
@@ -67,12 +67,13 @@ class FineGrid:
 
 
 def surroundings(box: Box, spacing: Spacing, grid: FineGrid, shape: Sequence[int]) -> Box:
-    """What the fine networks are shown: the box, and as much around it as they see without a tile more.
+    """What the fine networks are shown: the box, and around it what costs the one with the longest patch no tile.
 
-    A box that is smaller than a patch would be padded with a constant, of which no network has seen so much in
-    training. And an edge that loses or gains exactly one voxel on the way to a fine spacing that is nearly its own has
-    the worst of grids: the two drift apart by half a voxel up to the middle of the box, where the kidney is, and every
-    sample there lies between two voxels. With two voxels they meet again in the middle.
+    An edge that is shorter than a patch would be padded with a constant. In training that is rare from left to right,
+    where one region holds both kidneys; and the constant lies among the values of soft tissue. And an edge that loses
+    or gains exactly one voxel on the way to a fine spacing that is nearly its own has the worst of grids: the two drift
+    apart by half a voxel up to the middle of the box, where the kidney is, and every sample there lies between two
+    voxels. With two voxels they meet again in the middle.
     """
     start, stop = [0, 0, 0], [0, 0, 0]
     for axis in range(3):

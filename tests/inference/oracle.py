@@ -31,8 +31,8 @@ class OracleRegion:
         self.oracle.calls.append(("kidney", self.box, near))
         return self.labels > 0
 
-    def masses(self, kidney):
-        self.oracle.calls.append(("masses", self.box, kidney))
+    def masses(self, kidney, near):
+        self.oracle.calls.append(("masses", self.box, kidney, near))
         self.probabilities = {"masses": np.stack([self.labels > KIDNEY, self.labels == TUMOR]).astype(np.float32)}
         return self.labels > KIDNEY, self.labels == TUMOR
 

@@ -16,6 +16,16 @@ from tests.inference.oracle import HU, Oracle
 
 SPACING = (4.0, 2.0, 2.0)
 RAW = CascadeOptions(postprocess=None)
+GRID = FineGrid((0.78125, 0.78125, 0.78125), (128, 96, 96), 0.5)  # 100 mm, 75 mm and 75 mm
+
+
+class Surrounded(Oracle):
+    """Asks for patches of 128 mm, 96 mm and 200 mm: each region then shows a part of the other kidney."""
+
+    grid = FineGrid((2.0, 2.0, 2.0), (64, 48, 100), 0.5)
+
+
+BOTH = pytest.mark.parametrize("kind", [Oracle, Surrounded])  # the box alone is shown, or what lies around it, too
 
 
 def ball(shape, centre, radius_mm, spacing=SPACING):
@@ -70,28 +80,33 @@ def test_kidneys_that_lie_close_share_a_region():
     np.testing.assert_array_equal(result.labels, labels)
 
 
-def test_a_kidney_at_the_border_of_its_box_gets_a_larger_one_once():
+@BOTH
+def test_a_kidney_at_the_border_of_its_box_gets_a_larger_one_once(kind):
     labels = np.zeros((40, 60, 100), np.uint8)
     labels[5:35, 20:40, 10:90] = KIDNEY
-    oracle = Oracle(lost=lambda mask: mask & (np.arange(mask.shape[2]) < 25))  # the coarse stage misses half of it
+    oracle = kind(lost=lambda mask: mask & (np.arange(mask.shape[2]) < 25))  # the coarse stage misses half of it
     result = run_cascade(HU[labels], SPACING, oracle, RAW)
     assert [call[0] for call in oracle.calls] == ["coarse", "kidney", "kidney", "masses"]
-    first, second = oracle.calls[1], oracle.calls[2]
-    assert second[1].stop[2] > first[1].stop[2]
+    second = oracle.calls[2]
+    assert result.boxes[0].stop[2] == 70  # what the coarse stage saw ends at 50; twice 20 mm are 20
+    assert second[1] == result.crops[0]
+    assert (result.crops == result.boxes) == (kind is Oracle)
     assert second[2] is None  # nothing is left out in the second look
     assert any("grown" in note for note in result.notes)
     assert any("also of the grown one" in warning for warning in result.warnings)
     np.testing.assert_array_equal(result.labels, np.where(np.arange(100) < result.boxes[0].stop[2], labels, 0))
 
 
-def test_a_kidney_that_runs_away_is_cut_at_its_first_box():
+@BOTH
+def test_a_kidney_that_runs_away_is_cut_at_its_first_box(kind):
     labels = np.zeros((60, 100, 100), np.uint8)
     labels[25:35, 45:55, 10:32] = KIDNEY
     labels[5:55, 10:90, 32:100] = KIDNEY  # what a network might see in an organ that the kidney touches
-    oracle = Oracle(lost=lambda mask: mask & (np.arange(mask.shape[2]) < 12))
+    oracle = kind(lost=lambda mask: mask & (np.arange(mask.shape[2]) < 12))
     result = run_cascade(HU[labels], SPACING, oracle, RAW)
     assert [call[0] for call in oracle.calls] == ["coarse", "kidney", "kidney", "masses"]
-    assert result.boxes[0] == oracle.calls[1][1]
+    assert result.crops[0] == oracle.calls[1][1]
+    assert (result.crops == result.boxes) == (kind is Oracle)
     assert not result.notes
     assert any("cut at the first box" in warning for warning in result.warnings)
     inside = np.zeros_like(labels)
@@ -99,12 +114,13 @@ def test_a_kidney_that_runs_away_is_cut_at_its_first_box():
     np.testing.assert_array_equal(result.labels, inside)
 
 
-def test_an_organ_that_reaches_into_the_box_is_no_kidney():
+@BOTH
+def test_an_organ_that_reaches_into_the_box_is_no_kidney(kind):
     labels = np.zeros((40, 60, 100), np.uint8)
     kidney = ball(labels.shape, (20, 30, 30), 20)
     labels[kidney] = KIDNEY
     labels[15:25, 25:35, 46:100] = KIDNEY  # what a network might take for one; the coarse stage does not see it
-    oracle = Oracle(lost=lambda mask: mask & (np.arange(mask.shape[2]) < 23))
+    oracle = kind(lost=lambda mask: mask & (np.arange(mask.shape[2]) < 23))
     result = run_cascade(HU[labels], SPACING, oracle, RAW)
     assert [call[0] for call in oracle.calls] == ["coarse", "kidney", "masses"]
     assert result.boxes[0].stop[2] > 46  # it was in the box
@@ -249,9 +265,6 @@ def test_fast_means_no_mirroring_and_fewer_tiles():
     assert not Speed.named(tta=False, fast=False).tta
 
 
-GRID = FineGrid((0.78125, 0.78125, 0.78125), (128, 96, 96), 0.5)  # 100 mm, 75 mm and 75 mm
-
-
 def test_a_box_smaller_than_a_patch_is_shown_with_its_surroundings():
     box = Box((30, 40, 10), (40, 80, 30))
     wider = surroundings(box, SPACING, GRID, (100, 100, 100))
@@ -294,12 +307,6 @@ def test_an_edge_does_not_lose_or_gain_a_single_voxel(size, mm, expected):
     assert surroundings(box, (mm, mm, mm), grid, (600, 600, 600)).shape == (expected,) * 3
 
 
-class Surrounded(Oracle):
-    """Asks for patches of 128 mm, 96 mm and 200 mm: each region then shows a part of the other kidney."""
-
-    grid = FineGrid((2.0, 2.0, 2.0), (64, 48, 100), 0.5)
-
-
 def test_regions_stay_apart_though_the_networks_see_what_lies_around_them():
     labels = two_kidneys()
     plain = run_cascade(HU[labels], SPACING, Oracle(), RAW)
@@ -314,12 +321,13 @@ def test_regions_stay_apart_though_the_networks_see_what_lies_around_them():
         assert call[1] == crop
     # Where the coarse stage saw something is told of the box alone; the kidney mask is of all that is shown.
     first, _ = result.boxes
-    (_, crop, near), (_, _, kidney) = oracle.calls[1:3]
+    (_, crop, near), (_, _, kidney, asked) = oracle.calls[1:3]
     outside = np.ones(crop.shape, bool)
     first.shifted([-a for a in crop.start]).crop(outside)[:] = False
     assert near.any()
     assert not near[outside].any()
     assert kidney[outside].any()
+    np.testing.assert_array_equal(asked, kidney & ~outside)
     assert not result.notes
     assert [stages["masses"].shape[1:] for stages in result.probabilities] == [crop.shape for crop in result.crops]
 
@@ -334,4 +342,5 @@ def test_a_box_that_grows_keeps_its_surroundings_apart():
     np.testing.assert_array_equal(plain.labels, labels)
     np.testing.assert_array_equal(shown.labels, labels)
     assert plain.boxes == shown.boxes
+    assert all(crop.union(box) == crop != box for box, crop in zip(shown.boxes, shown.crops, strict=True))
     assert plain.notes == shown.notes != []

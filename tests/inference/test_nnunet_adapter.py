@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -128,6 +129,17 @@ def test_the_grid_is_in_the_volume_s_axes_and_holds_every_patch(tmp_path):
     flat = NnunetPredictors(resolve_models(tmp_path), "cpu")
     flat.mass_stages[0].__dict__["configuration"] = SimpleNamespace(spacing=[1.0, 1.0], patch_size=[32, 32])
     assert flat.grid is None
+
+
+@pytest.mark.parametrize(("mm", "fine", "patch"), [(0.56, 0.8, 80), (0.525, 0.7, 64), (0.7734, 0.78125, 96)])
+def test_tiles_are_counted_as_nnunet_lays_them(mm, fine, patch):
+    for step in (0.5, 0.75):
+        grid = FineGrid((fine,) * 3, (patch,) * 3, step)
+        for size in range(40, 400):
+            (length, *_) = new_shape((size,) * 3, (mm,) * 3, (fine,) * 3)
+            assert grid.voxels(0, size, (mm,) * 3) == length
+            steps = compute_steps_for_sliding_window((max(length, patch),), (patch,), step)
+            assert grid.tiles(0, size, (mm,) * 3) == len(steps[0])
 
 
 def test_tiles_that_cannot_matter_change_nothing_near_the_kidney(tmp_path):

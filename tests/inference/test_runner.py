@@ -24,6 +24,7 @@ from kits_cascade.inference.cascade import CascadeOptions
 from kits_cascade.inference.claims import Claims
 from kits_cascade.inference.inputs import find_cases
 from kits_cascade.inference.manifest import RunManifest
+from kits_cascade.inference.roi import FineGrid
 from kits_cascade.inference.runner import DiskFullError, Runner, part_of
 from tests.inference.handmade import write_models
 from tests.inference.oracle import HU, Oracle
@@ -172,7 +173,8 @@ def test_a_foreign_file_of_the_same_name_is_left_alone(tmp_path):
         run(tmp_path / "same", tmp_path / "same")
 
 
-def test_stages_and_probabilities_are_kept_on_request(tmp_path):
+def test_stages_and_probabilities_are_kept_on_request(tmp_path, monkeypatch):
+    monkeypatch.setattr(Oracle, "grid", FineGrid((2.0, 2.0, 2.0), (64, 64, 64), 0.5), raising=False)
     write_cases(tmp_path / "in", 1)
     run(tmp_path / "in", tmp_path / "out", options=CascadeOptions(keep_stages=True, save_probabilities=True))
     stages = tmp_path / "out" / "stages" / "case 0"
@@ -182,8 +184,16 @@ def test_stages_and_probabilities_are_kept_on_request(tmp_path):
     np.testing.assert_allclose(coarse.affine @ [-0.5, -0.5, -0.5, 1], AFFINE @ [-0.5, -0.5, -0.5, 1])
     assert len(json.loads((stages / "roi.json").read_text())["boxes"]) == 2
     kept = np.load(tmp_path / "out" / "probabilities" / "case 0.npz")
-    box = kept["region0_box"]
-    assert kept["region0_masses"].shape == (2, *(box[1] - box[0]))
+    box, crop = kept["region0_box"], kept["region0_crop"]
+    assert kept["region0_masses"].shape == (2, *(crop[1] - crop[0]))
+    assert (crop[0] <= box[0]).all()
+    assert (crop[1] >= box[1]).all()
+    assert (crop != box).any()
+    places = json.loads((stages / "roi.json").read_text())
+    assert places["boxes"][0] == {"start": box[0].tolist(), "stop": box[1].tolist()}
+    assert places["crops"][0] == {"start": crop[0].tolist(), "stop": crop[1].tolist()}
+    record = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]["case 0"]
+    assert (record["boxes"], record["crops"]) == (places["boxes"], places["crops"])
 
 
 def test_a_full_disk_stops_with_a_clear_error(tmp_path, monkeypatch):

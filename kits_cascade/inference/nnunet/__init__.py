@@ -51,12 +51,13 @@ class Region:
         stage = self._networks.kidney_stage
         return cast("Array", self._predict(stage, [self._image], near) > 0)
 
-    def masses(self, kidney: Array) -> tuple[Array, Array]:
-        """Masses and tumours, at the region's voxels."""
+    def masses(self, kidney: Array, near: Array | None = None) -> tuple[Array, Array]:
+        """Masses and tumours, at the region's voxels; ``near`` is all of the kidney unless it is given."""
+        near = kidney if near is None else near
         answers = []
         for stage in self._networks.mass_stages:
             channels = [self._image, kidney][: stage.channels]
-            answers.append((stage, self._predict(stage, channels, kidney)))
+            answers.append((stage, self._predict(stage, channels, near)))
             self._cache = {key: value for key, value in self._cache.items() if key[0] == 0}
         (first, masses), (last, tumor) = answers[0], answers[-1]
         return first.holds(masses, "masses", "tumor"), last.holds(tumor, "tumor")
