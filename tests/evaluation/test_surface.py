@@ -77,8 +77,19 @@ def test_the_same_as_the_challenges_package(case):
         expected = package().compute_surface_dice_at_tolerance(official, tolerance)
         assert found.dice(tolerance) == pytest.approx(expected, abs=1e-9)
     for percent in (50, 95, 100):
-        expected = package().compute_robust_hausdorff(official, percent)
-        assert found.hausdorff(percent) == pytest.approx(expected, abs=1e-9)
+        # Where a step of the distribution meets the percentile to the last bit, rounding decides for either side of it.
+        low, high = (package().compute_robust_hausdorff(official, percent + e) for e in (-1e-7, 1e-7))
+        assert low - 1e-9 <= found.hausdorff(percent) <= high + 1e-9
+
+
+def test_the_same_where_a_step_meets_the_percentile():
+    truth = np.array([[[1, 1], [0, 0], [1, 0]]], bool)
+    prediction = np.array([[[0, 0], [1, 0], [0, 0]]], bool)
+    spacing = (2.0, 4.33565198300271, 1.25)
+    found = SurfaceDistances.between(truth, prediction, spacing)
+    assert found.hausdorff(50) in (pytest.approx(1.25), pytest.approx(spacing[1]))
+    assert found.hausdorff(49.9) == pytest.approx(1.25)
+    assert found.hausdorff(50.1) == pytest.approx(spacing[1])
 
 
 @settings(max_examples=40, deadline=None)
