@@ -26,6 +26,11 @@ def _span(hits: Array) -> slice:
     return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
 
 
+def resampled_size(size: int, spacing: float, target: float) -> int:
+    """The length of an edge at another spacing, rounded as nnU-Net does."""
+    return round(spacing / target * size)
+
+
 @dataclass(frozen=True)
 class Box:
     """A box of whole voxels in an array of z, y, x order: start inside, stop outside."""
@@ -104,6 +109,10 @@ class Box:
             _triple([a + o for a, o in zip(self.start, offset, strict=True)]),
             _triple([b + o for b, o in zip(self.stop, offset, strict=True)]),
         )
+
+    def seen_from(self, outer: Box) -> Box:
+        """The same box in the voxels of ``outer``."""
+        return self.shifted([-a for a in outer.start])
 
     def on_grid(self, own: Sequence[int], other: Sequence[int]) -> Box:
         """The box on another sampling of the same field of view: all voxels of ``other`` that this one touches."""

@@ -247,8 +247,8 @@ def _kidney_channel(task: CaseTask, labels: Volume, box: Box) -> Array:
         (min(box.stop[0], place.stop[0]), min(box.stop[1], place.stop[1]), min(box.stop[2], place.stop[2])),
     )
     if place.intersects(box):
-        source = shared.shifted([-a for a in place.start])
-        shared.shifted([-a for a in box.start]).paste(channel, np.minimum(source.crop(prediction.array), 1))
+        source = shared.seen_from(place)
+        shared.seen_from(box).paste(channel, np.minimum(source.crop(prediction.array), 1))
     return channel
 
 

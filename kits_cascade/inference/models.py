@@ -92,7 +92,7 @@ def resolve_models(
     defaults = {stage.key: stage.dataset_id for stage in STAGES}
     opened = open_bundle(source) if source is not None else None
     if opened is not None:
-        other_ids = {key: number for key, number in (dataset_ids or {}).items() if number != defaults.get(key)}
+        other_ids = any(number != defaults.get(key) for key, number in (dataset_ids or {}).items())
         if choose or checkpoint or other_ids:
             raise UsageError(f"{source} is a bundle, whose networks are chosen already: only folds can be chosen of it")
         return bundled_models(opened, folds)

@@ -15,7 +15,7 @@ import numpy as np
 
 from kits_cascade.geometry import Box
 from kits_cascade.inference.postprocess import PostprocessOptions, postprocess
-from kits_cascade.inference.roi import FineGrid, merged, regions_of, sampled, surroundings, without_strangers
+from kits_cascade.inference.roi import FineGrid, regions_in_volume, sampled, surroundings, without_strangers
 from kits_cascade.labels import CYST, KIDNEY, PAINT_ORDER, TUMOR
 from kits_cascade.stages import ROI_MARGIN_MM
 from kits_cascade.volume import Array, Spacing
@@ -35,7 +35,7 @@ class RegionPredictor(Protocol):
     def kidney(self, near: Array | None) -> Array:
         """Kidneys with their masses; ``near`` is where the coarse stage saw them."""
 
-    def masses(self, kidney: Array, near: Array | None) -> tuple[Array, Array]:
+    def masses(self, kidney: Array, near: Array) -> tuple[Array, Array]:
         """Masses, and tumours alone; ``near`` is the part of the kidney mask where they are asked for."""
 
 
@@ -111,7 +111,7 @@ class _Region:
     def __init__(self, box: Box, crop: Box, predictor: RegionPredictor) -> None:
         self.box, self.crop = box, crop
         self._predictor = predictor
-        self._within = box.shifted([-a for a in crop.start])  # the box, in the crop's voxels
+        self._within = box.seen_from(crop)  # the box, in the crop's voxels
         self._around = np.zeros(0, dtype=bool)
 
     @property
@@ -160,12 +160,10 @@ class _Run:
     def regions(self) -> list[Box]:
         with self.step("coarse"):
             coarse = self.predictors.coarse(self.image, self.spacing)
-            own = [s * n / m for s, n, m in zip(self.spacing, self.image.shape, coarse.shape, strict=True)]
-            boxes = regions_of(coarse, (own[0], own[1], own[2]), self.options.margin_mm)
+            boxes = regions_in_volume(coarse, self.spacing, self.image.shape, self.options.margin_mm)
         self.result.coarse = coarse
         if boxes:
-            # On the volume's voxels; rounding outwards must not make them overlap.
-            return merged([box.on_grid(coarse.shape, self.image.shape) for box in boxes])
+            return boxes
         if self.options.on_empty == "full":
             self.result.warnings.append("the coarse stage found no kidney; the fine stages ran on the whole volume")
             self.result.coarse = None
@@ -204,7 +202,7 @@ class _Run:
         """The kidney in a larger box, once; or as it was, where the larger box lets it run away."""
         box = first.box
         larger = box.grown(self.options.margin_mm, self.spacing).clipped(self.image.shape)
-        within = box.shifted([-a for a in larger.start])  # the first box, in the larger one's voxels
+        within = box.seen_from(larger)  # the first box, in the larger one's voxels
         wider = None
         if near is not None and self.result.coarse is not None:
             wider = sampled(self.result.coarse, larger, self.image.shape) != 0
@@ -238,7 +236,7 @@ class _Run:
         with self.step("postprocess"):
             kidney = np.zeros(bounds.shape, dtype=bool)
             for box, mask in self.kidneys:
-                inside = box.shifted([-a for a in bounds.start]).crop(kidney)
+                inside = box.seen_from(bounds).crop(kidney)
                 np.logical_or(inside, mask, out=inside)
             labels = np.ascontiguousarray(bounds.crop(self.result.labels))
             done = postprocess(labels, self.spacing, self.options.postprocess, kidney)

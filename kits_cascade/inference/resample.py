@@ -17,6 +17,7 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
+from kits_cascade.geometry import resampled_size
 from kits_cascade.volume import Array, Spacing
 
 Prepare = Callable[[Array], Array]
@@ -163,5 +164,5 @@ class _Limits:
 
 def new_shape(shape: Sequence[int], spacing: Spacing, target: Sequence[float]) -> tuple[int, int, int]:
     """Voxels of the same field of view at another spacing, rounded as nnU-Net does."""
-    first, second, third = (round(old / new * n) for n, old, new in zip(shape, spacing, target, strict=True))
-    return int(first), int(second), int(third)
+    first, second, third = map(resampled_size, shape, spacing, target)
+    return first, second, third

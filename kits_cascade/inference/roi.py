@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from kits_cascade.components import components, without_specks
-from kits_cascade.geometry import Box, roi_box
+from kits_cascade.geometry import Box, resampled_size, roi_box
 from kits_cascade.volume import Array, Spacing
 
 _STRETCH: Final = 0.25  # by how much of its length an edge may grow for the sake of its grid
@@ -29,6 +29,14 @@ def regions_of(mask: Array, spacing: Spacing, margin_mm: float) -> list[Box]:
     if whole is None or sum(box.size for box in apart) < whole.size:
         return apart
     return [whole]
+
+
+def regions_in_volume(coarse: Array, spacing: Spacing, shape: Sequence[int], margin_mm: float) -> list[Box]:
+    """The boxes that a coarse mask asks for, in a volume of ``shape`` whose whole field of view it shows."""
+    first, second, third = (s * n / m for s, n, m in zip(spacing, shape, coarse.shape, strict=True))
+    boxes = regions_of(coarse, (first, second, third), margin_mm)
+    # Rounding outwards must not make them overlap.
+    return merged([box.on_grid(coarse.shape, shape) for box in boxes])
 
 
 def merged(boxes: Sequence[Box]) -> list[Box]:
@@ -57,8 +65,8 @@ class FineGrid:
     tile_step: float
 
     def voxels(self, axis: int, size: int, spacing: Spacing) -> int:
-        """The length of an edge once it is resampled, rounded as nnU-Net does."""
-        return round(spacing[axis] / self.spacing[axis] * size)
+        """The length of an edge once it is resampled."""
+        return resampled_size(size, spacing[axis], self.spacing[axis])
 
     def tiles(self, axis: int, size: int, spacing: Spacing) -> int:
         """How many patches an edge takes."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from kits_cascade.geometry import Box
-from kits_cascade.inference.resample import Method, nearest_index, new_shape, resample
-from kits_cascade.inference.roi import FineGrid, merged, regions_of, surroundings
+from kits_cascade.inference.resample import Method, new_shape, resample
+from kits_cascade.inference.roi import FineGrid, regions_in_volume, sampled, surroundings
 from kits_cascade.nifti import read_labels, read_volume
 from kits_cascade.stages import ROI_MARGIN_MM
 from tests.benchmarks.bench_models import CLIP, IS_KIDNEY, REAL, write_image
@@ -26,10 +26,8 @@ GRID = FineGrid(FINE, REAL.patch, 0.75)
 
 def regions(truth, spacing, suit):
     coarse = new_shape(truth.shape, spacing, (REAL.coarse_spacing,) * 3)
-    mask = truth[np.ix_(*(nearest_index(n, m) for n, m in zip(truth.shape, coarse, strict=True)))]
-    own = tuple(s * n / m for s, n, m in zip(spacing, truth.shape, coarse, strict=True))
-    boxes = [box.on_grid(coarse, truth.shape) for box in regions_of(mask, own, ROI_MARGIN_MM)]
-    return [(box, surroundings(box, spacing, GRID, truth.shape) if suit else box) for box in merged(boxes)]
+    boxes = regions_in_volume(sampled(truth, Box.full(coarse), coarse), spacing, truth.shape, ROI_MARGIN_MM)
+    return [(box, surroundings(box, spacing, GRID, truth.shape) if suit else box) for box in boxes]
 
 
 def there_and_back(image, spacing):
@@ -42,7 +40,7 @@ def dice(image, truth, spacing, boxes):
     found = np.zeros(truth.shape, bool)
     for box, crop in boxes:
         answer = there_and_back(crop.crop(image), spacing)
-        box.paste(found, box.shifted([-a for a in crop.start]).crop(answer))
+        box.paste(found, box.seen_from(crop).crop(answer))
     return 2 * np.count_nonzero(found & truth) / (np.count_nonzero(found) + np.count_nonzero(truth))
 
 

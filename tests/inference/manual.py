@@ -81,7 +81,7 @@ def manual_cascade(images, out, results, regions=None, step=0.5, coarse_step=0.7
             region = f"{name}_r{number}"
             image = read_volume(crops / f"{region}_0000.nii.gz")
             found = read_labels(kidneys / f"{region}.nii.gz").array > 0
-            within = box.shifted([-a for a in crop.start])
+            within = box.seen_from(crop)
             kidney = without_strangers(within.crop(found), box.crop(near[name]), box, near[name].shape)
             within.paste(found, kidney)
             write_volume(both / f"{region}_0000.nii.gz", image)
@@ -93,7 +93,7 @@ def manual_cascade(images, out, results, regions=None, step=0.5, coarse_step=0.7
         labels, kidney_mask = np.zeros(volume.shape, np.uint8), np.zeros(volume.shape, bool)
         for number, (box, crop) in enumerate(regions[name]):
             kidney = own_kidneys[f"{name}_r{number}"]
-            within = box.shifted([-a for a in crop.start])
+            within = box.seen_from(crop)
             mass = within.crop(read_labels(masses / f"{name}_r{number}.nii.gz").array)
             paste(labels, box, paint(kidney, mass > 0, mass == MASSES_TUMOR))
             box.crop(kidney_mask)[kidney] = True

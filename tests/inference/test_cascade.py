@@ -323,7 +323,7 @@ def test_regions_stay_apart_though_the_networks_see_what_lies_around_them():
     first, _ = result.boxes
     (_, crop, near), (_, _, kidney, asked) = oracle.calls[1:3]
     outside = np.ones(crop.shape, bool)
-    first.shifted([-a for a in crop.start]).crop(outside)[:] = False
+    first.seen_from(crop).crop(outside)[:] = False
     assert near.any()
     assert not near[outside].any()
     assert kidney[outside].any()

@@ -110,7 +110,7 @@ def test_stages_answer_as_nnunet(tmp_path, spacing, turned):
     kidney = region.kidney(None)
     np.testing.assert_array_equal(kidney, expected("kidney", image) > 0)
     assert 0 < kidney.mean() < 0.5
-    masses, tumor = region.masses(kidney)
+    masses, tumor = region.masses(kidney, kidney)
     labels = expected("masses", image, kidney)
     np.testing.assert_array_equal(masses, labels > 0)
     np.testing.assert_array_equal(tumor, labels == 2)
@@ -155,7 +155,7 @@ def test_tiles_that_cannot_matter_change_nothing_near_the_kidney(tmp_path):
         networks.on_tile = lambda count=count: count.append(1)
         region = networks.region(image.array, image.spacing, Box.full(image.shape))
         kidney = region.kidney(near)
-        results.append((len(count), kidney, *region.masses(near)))
+        results.append((len(count), kidney, *region.masses(near, near)))
     (all_tiles, *full), (fewer, *lean) = results
     assert fewer < 0.6 * all_tiles
     around = np.s_[:, :, :80]
@@ -172,7 +172,7 @@ def test_no_tile_at_all_is_background(tmp_path):
     region = networks.region(image.array, image.spacing, Box.full(image.shape))
     nowhere = np.zeros(image.shape, bool)
     assert not region.kidney(nowhere).any()
-    assert not any(mask.any() for mask in region.masses(nowhere))
+    assert not any(mask.any() for mask in region.masses(nowhere, nowhere))
 
 
 def test_coarse_keeps_its_own_grid(tmp_path):
@@ -195,7 +195,8 @@ def test_folds_are_averaged_and_shared_ct_is_resampled_once(tmp_path, monkeypatc
         type(networks.kidney_stage), "_prepare_channel", lambda self, n, *a: calls.append(n) or prepare(self, n, *a)
     )
     region = networks.region(image.array, image.spacing, Box.full(image.shape))
-    region.masses(region.kidney(None))
+    kidney = region.kidney(None)
+    region.masses(kidney, kidney)
     assert calls == [0, 1]  # the CT, then the kidney mask
 
 
@@ -203,7 +204,11 @@ def test_the_two_network_scheme(tmp_path):
     write_models(tmp_path)
     image, labels = one_kidney()
     kidney = labels > 0
-    together = NnunetPredictors(resolve_models(tmp_path), "cpu").region(image.array, image.spacing, None).masses(kidney)
+    together = (
+        NnunetPredictors(resolve_models(tmp_path), "cpu")
+        .region(image.array, image.spacing, None)
+        .masses(kidney, kidney)
+    )
     both = tmp_path / "pair"
     for stage in (COARSE, KIDNEY_STAGE):
         write_model(both, stage)
@@ -218,7 +223,9 @@ def test_the_two_network_scheme(tmp_path):
         plans = json.loads((folder / "plans.json").read_text())
         plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["only"] = name
         (folder / "plans.json").write_text(json.dumps(plans))
-    apart = NnunetPredictors(resolve_models(both), "cpu").region(image.array, image.spacing, None).masses(kidney)
+    apart = (
+        NnunetPredictors(resolve_models(both), "cpu").region(image.array, image.spacing, None).masses(kidney, kidney)
+    )
     for one, other in zip(together, apart, strict=True):
         np.testing.assert_array_equal(one, other)
         assert one.any()
@@ -231,7 +238,7 @@ def test_probabilities_in_the_regions_shape(tmp_path):
     networks.keep_probabilities = True
     region = networks.region(image.array, image.spacing, None)
     kidney = region.kidney(None)
-    region.masses(kidney)
+    region.masses(kidney, kidney)
     assert {k: v.shape for k, v in region.probabilities.items()} == {
         "kidney": (2, *image.shape),
         "masses": (2, *image.shape),

@@ -51,9 +51,8 @@ class Region:
         stage = self._networks.kidney_stage
         return cast("Array", self._predict(stage, [self._image], near) > 0)
 
-    def masses(self, kidney: Array, near: Array | None = None) -> tuple[Array, Array]:
-        """Masses and tumours, at the region's voxels; ``near`` is all of the kidney unless it is given."""
-        near = kidney if near is None else near
+    def masses(self, kidney: Array, near: Array) -> tuple[Array, Array]:
+        """Masses and tumours, at the region's voxels."""
         answers = []
         for stage in self._networks.mass_stages:
             channels = [self._image, kidney][: stage.channels]
