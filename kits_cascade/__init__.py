@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kits_cascade.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from kits_cascade.inference.cascade import Cascade as Cascade
+    from kits_cascade.inference.cascade import Cascade
 
 __all__ = ["Cascade", "__version__"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -121,8 +121,13 @@ def _made(link: Callable[[Path], None], source: Path) -> bool:
 
 def sha256(path: Path) -> str:
     """Checksum of a file."""
-    digest = hashlib.sha256()
+    mark = hashlib.sha256()
     with path.open("rb") as stream:
         for chunk in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
+            mark.update(chunk)
+    return mark.hexdigest()
+
+
+def digest(content: Any) -> str:
+    """A short mark of anything that JSON can hold: equal content, equal mark."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -18,9 +18,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kits_cascade.environment import NnunetFolders
-from kits_cascade.geometry import Box
+from kits_cascade.nnunet_folders import NnunetFolders
 from kits_cascade.stages import FINE_SPACING_MM, READER, ROI_MARGIN_MM, STAGES, Stage
+from kits_cascade.volumes.geometry import Box
 
 TORCH = {"is_seg": False, "force_separate_z": False, "memefficient_seg_resampling": False}
 # Of a preprocessed CT of kidneys; they change nothing in what is taken over from the plans.

@@ -21,7 +21,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-# --- the predictor (kits_cascade/inference/nnunet.py)
+# --- the predictor (kits_cascade/inference/nnunet/)
 
 
 def parameters(function):

@@ -7,25 +7,10 @@ from typing import Annotated
 
 import typer
 
-from kits_cascade.cli.app import app
-from kits_cascade.cli.progress import progress_bar
-
-# --- download, convert, stats ----------------------------------------------------------------------------------------
-
-_NnunetDir = Annotated[
-    Path | None, typer.Option(help="Folder that holds nnU-Net's three folders, instead of the variables.")
-]
-_Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Cases at a time; all processors by default.")]
-
-
-def _list_reasons(title: str, reasons: dict[str, str], style: str) -> None:
-    """Cases that need a look, each with the reason, on the error stream."""
-    from kits_cascade.cli.app import errors
-
-    if reasons:
-        errors.print(f"{title} ({len(reasons)}):", style=style, markup=False)
-        for name, reason in reasons.items():
-            errors.print(f"  {name}: {reason}", markup=False)
+from kits_cascade.cli.bars import progress_bar
+from kits_cascade.cli.findings import print_reasons
+from kits_cascade.cli.options import GpuMemory, Jobs, MarginMm, NnunetDir, Preset, SourceId, Stages
+from kits_cascade.cli.root import app
 
 
 @app.command()
@@ -48,7 +33,7 @@ def download(
     Needs the extra: pip install 'kits-cascade[download]'. Exit code 1 when a file could not be had, 2 when none could.
     The variables of huggingface_hub count, such as HF_ENDPOINT and HF_TOKEN.
     """
-    from kits_cascade.cli.transfer_bar import transfer_bar
+    from kits_cascade.cli.bars import transfer_bar
     from kits_cascade.data.download import MASKS_URL, Source, download_dataset
     from kits_cascade.data.transfer import Patience
 
@@ -64,7 +49,7 @@ def download(
             patience=Patience(stall_s=timeout, retries=retries),
             changed=changed,
         )
-    _list_reasons("not downloaded", report.failed, "bold red")
+    print_reasons("not downloaded", report.failed, "bold red")
     typer.echo(
         f"{out}: {len(report.fetched)} files fetched ({report.bytes / 1e6:.1f} MB), "
         f"{len(report.kept)} were right already, {len(report.failed)} missing"
@@ -93,18 +78,18 @@ def convert(
     limit: Annotated[int | None, typer.Option(help="Take the first cases only, this many.")] = None,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the images instead of linking them.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad case.")] = False,
-    jobs: _Jobs = None,
-    nnunet_dir: _NnunetDir = None,
+    jobs: Jobs = None,
+    nnunet_dir: NnunetDir = None,
 ) -> None:
     """Put KiTS cases into nnU-Net's raw folder as Dataset220_KiTS, each one checked.
 
     A second run takes up where the first stopped. Exit code 1 when a case had to be left out.
     """
     from kits_cascade.data.convert import convert_dataset
-    from kits_cascade.data.layouts import chosen_names
-    from kits_cascade.environment import nnunet_folders
+    from kits_cascade.nnunet_folders import open_folders
+    from kits_cascade.volumes.kits import chosen_names
 
-    folders = nnunet_folders(nnunet_dir, needed=("nnUNet_raw",))
+    folders = open_folders(nnunet_dir, needed=("nnUNet_raw",))
     with progress_bar("convert") as progress:
         report = convert_dataset(
             source,
@@ -120,8 +105,8 @@ def convert(
             jobs=jobs,
             progress=progress,
         )
-    _list_reasons("not selected", report.unselected, "yellow")
-    _list_reasons("left out", report.bad, "bold red")
+    print_reasons("not selected", report.unselected, "yellow")
+    print_reasons("left out", report.bad, "bold red")
     how = ", ".join(f"{count} by {way}" for way, count in sorted(report.links.items()))
     typer.echo(f"{report.folder}: {report.total} cases")
     typer.echo(f"  new: {len(report.converted)}{f' (images: {how})' if how else ''}, kept: {len(report.kept)}")
@@ -134,45 +119,32 @@ def convert(
 def stats(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="KiTS folder, or a dataset in nnU-Net's raw format.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the tables and pictures.")],
-    jobs: _Jobs = None,
+    jobs: Jobs = None,
 ) -> None:
     """Write what people look at first, as CSV and as pictures.
 
     Slice counts, spacings, HU histogram, class proportions per volume and per slice, lesion sizes. Exit code 1 when a
     case could not be read.
     """
-    from kits_cascade.data.figures import write_figures
-    from kits_cascade.data.stats import collect_stats, write_tables
+    from kits_cascade.data.stats import collect_stats
+    from kits_cascade.report.stats_figures import write_figures
+    from kits_cascade.report.stats_tables import write_tables
 
     with progress_bar("stats") as progress:
         report = collect_stats(source, jobs=jobs, progress=progress)
     written = [*write_tables(report, out), *write_figures(report, out)]
-    _list_reasons("left out", report.bad, "bold red")
+    print_reasons("left out", report.bad, "bold red")
     typer.echo(f"{len(report.cases)} cases: {', '.join(path.name for path in written)} in {out}")
     if report.without_image:
         typer.echo(f"  note: {report.without_image} cases have no image; they count in all but the HU")
     raise typer.Exit(report.exit_code)
 
 
-# --- end of download, convert, stats ----------------------------------------------------------------------------------
-
-# --- derive-stages, plan ---------------------------------------------------------------------------------------------
-
-_Stages = Annotated[
-    str,
-    typer.Option(
-        metavar="LIST",
-        help="Stages to work on, with commas: ids (221), names (coarse, kidney, masses), or ids of your own "
-        "(kidney=322, or three ids in the order coarse, kidney, masses).",
-    ),
-]
-
-
 @app.command("derive-stages")
 def derive_stages(
-    source_id: Annotated[int, typer.Option("-d", "--dataset-id", min=1, max=999, help="Source dataset.")] = 220,
-    stages: _Stages = "221,222,223",
-    margin_mm: Annotated[float, typer.Option(min=0, help="Room around kidneys and masses in the ROI, in mm.")] = 20.0,
+    source_id: SourceId = 220,
+    stages: Stages = "221,222,223",
+    margin_mm: MarginMm = 20.0,
     coarse_predictions: Annotated[
         Path | None,
         typer.Option(
@@ -189,19 +161,19 @@ def derive_stages(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Derive anew what was derived with other options.")
     ] = False,
-    jobs: _Jobs = None,
-    nnunet_dir: _NnunetDir = None,
+    jobs: Jobs = None,
+    nnunet_dir: NnunetDir = None,
 ) -> None:
     """Make the datasets of the three stages (221 whole scans, 222 the ROI, 223 the ROI with the kidney mask) from 220.
 
     Finished cases are kept: a second run takes up where the first stopped. Exit code 1 when a case had to be left out.
     """
     from kits_cascade.data.derive import derive_stages as derive
-    from kits_cascade.environment import nnunet_folders
+    from kits_cascade.nnunet_folders import open_folders
 
     with progress_bar("derive") as progress:
         report = derive(
-            nnunet_folders(nnunet_dir, needed=("nnUNet_raw", "nnUNet_preprocessed")),
+            open_folders(nnunet_dir, needed=("nnUNet_raw", "nnUNet_preprocessed")),
             source_id=source_id,
             stages=stages.split(","),
             margin_mm=margin_mm,
@@ -212,7 +184,7 @@ def derive_stages(
             overwrite=overwrite,
             progress=progress,
         )
-    _list_reasons("left out", report.failed, "bold red")
+    print_reasons("left out", report.failed, "bold red")
     for folder in report.folders.values():
         typer.echo(str(folder))
     typer.echo(
@@ -225,28 +197,24 @@ def derive_stages(
 
 @app.command()
 def plan(
-    preset: Annotated[
-        str, typer.Option(help="default, resenc-l, demo, or the path of a JSON overlay of your own.")
-    ] = "default",
-    gpu_memory: Annotated[
-        int | None, typer.Option(metavar="GB", help="Size of the default preset: 8 (the default), 24 or 40.")
-    ] = None,
-    stages: _Stages = "221,222,223",
+    preset: Preset = "default",
+    gpu_memory: GpuMemory = None,
+    stages: Stages = "221,222,223",
     verify: Annotated[bool, typer.Option(help="Run nnU-Net's integrity checks on every case.")] = True,
     preprocess: Annotated[bool, typer.Option(help="Preprocess the cases, too.")] = True,
-    jobs: _Jobs = None,
-    nnunet_dir: _NnunetDir = None,
+    jobs: Jobs = None,
+    nnunet_dir: NnunetDir = None,
 ) -> None:
     """Fingerprint, plans and preprocessing of the stages by nnU-Net's own code, ready for nnUNetv2_train.
 
     What is there and unchanged is kept: a second run takes up where the first stopped.
     """
     from kits_cascade.data.plans import plan_stages
-    from kits_cascade.environment import nnunet_folders
+    from kits_cascade.nnunet_folders import open_folders
 
     with progress_bar("plan") as progress:
         report = plan_stages(
-            nnunet_folders(nnunet_dir),
+            open_folders(nnunet_dir),
             preset=preset,
             gpu_memory_gb=gpu_memory,
             stages=stages.split(","),
@@ -263,6 +231,3 @@ def plan(
     typer.echo("train with kits-cascade train, or with nnU-Net's own commands:")
     for command in report.commands:
         typer.echo(f"  {command}")
-
-
-# --- end of derive-stages, plan --------------------------------------------------------------------------------------

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import json
 import os
 import shutil
 import sys
@@ -11,9 +14,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from kits_cascade.environment import VARIABLES
+import typer
+
+from kits_cascade.cli.options import NnunetDir
+from kits_cascade.cli.root import app
+from kits_cascade.nnunet_folders import VARIABLES, folders_with_id, open_folders, trained_folds
 from kits_cascade.stages import STAGES, Stage
 
 Status = Literal["ok", "warn", "fail"]
@@ -51,7 +58,7 @@ def healthy(findings: Iterable[Finding]) -> bool:
     return all(finding.status != "fail" for finding in findings)
 
 
-def as_json(findings: list[Finding]) -> dict[str, Any]:
+def to_json(findings: list[Finding]) -> dict[str, Any]:
     """For machines."""
     return {"ok": healthy(findings), "findings": [asdict(finding) for finding in findings]}
 
@@ -167,15 +174,15 @@ def _models() -> Iterable[Finding]:
 
 def _stage_models(stage: Stage, results: Path) -> Finding:
     models = []
-    for folder in sorted(results.glob(f"Dataset{stage.dataset_id:03d}_*/*__*__*")):
-        folds = sorted(p.parent.name.removeprefix("fold_") for p in folder.glob("fold_*/checkpoint_final.pth"))
+    for folder in (path for dataset in folders_with_id(results, stage.dataset_id) for path in dataset.glob("*__*__*")):
+        folds = trained_folds(folder)
         if folds:
-            models.append(f"{folder.name} (folds {', '.join(folds)})")
+            models.append(f"{folder.name} (folds {', '.join(map(str, folds))})")
     topic = f"model {stage.dataset_id} {stage.key}"
     if not models:
         remedy = "train it (kits-cascade train) or bring one (kits-cascade models import); until then no prediction"
         return Finding(topic, "warn", "none trained", remedy)
-    return Finding(topic, "ok", "; ".join(models))
+    return Finding(topic, "ok", "; ".join(sorted(models)))
 
 
 def _memory() -> Iterable[Finding]:
@@ -200,3 +207,41 @@ _CHECKS: Final[tuple[Callable[[], Iterable[Finding]], ...]] = (
     _models,
     _memory,
 )
+
+
+_STYLE = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "bold red")}
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
+    nnunet_dir: NnunetDir = None,
+) -> None:
+    """Say what is right and what is not: Python, torch, nnU-Net, folders, trainers, models, memory.
+
+    Exit code 1 when something would stop you.
+    """
+    if nnunet_dir is not None:
+        open_folders(nnunet_dir)
+    with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints while it is imported
+        findings = examine()
+    if as_json:
+        typer.echo(json.dumps(to_json(findings), indent=2, ensure_ascii=False))
+    else:
+        _print(findings)
+    raise typer.Exit(0 if healthy(findings) else 1)
+
+
+def _print(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    for finding in findings:
+        mark, style = _STYLE[finding.status]
+        detail = Text(finding.detail)
+        if finding.remedy:
+            detail.append(f"\n→ {finding.remedy}", style="dim")
+        table.add_row(Text(mark, style=style), Text(finding.topic, style="bold"), detail)
+    Console(highlight=False).print(table)

@@ -1,4 +1,4 @@
-"""Commands of the evaluation room: evaluate, rank, report, submission."""
+"""Commands of the evaluation room: evaluate, rank, submission."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kits_cascade.cli.app import app
-from kits_cascade.cli.progress import progress_bar
+from kits_cascade.cli.bars import progress_bar
+from kits_cascade.cli.findings import print_findings
+from kits_cascade.cli.options import Jobs
+from kits_cascade.cli.root import app
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from kits_cascade.evaluation.cases import Finding
-    from kits_cascade.evaluation.compare import Ranking
+    from kits_cascade.evaluation.ranking import Ranking
     from kits_cascade.evaluation.score import ScoreTable
-
-_Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Processes; all processors when not given.")]
-_MOST_NAMED = 10
 
 
 @app.command()
@@ -31,7 +29,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for the tables; the predictions' when not given.")
     ] = None,
-    jobs: _Jobs = None,
+    jobs: Jobs = None,
     worst: Annotated[int, typer.Option(min=0, help="How many cases to show, the worst on top; 0 shows all.")] = 15,
     complete: Annotated[
         bool, typer.Option("--complete", help="A missing or an extra prediction is an error (exit code 1).")
@@ -54,7 +52,7 @@ def evaluate(
     if table.cases:
         _print_scores(console, table, worst)
         console.print(f"evaluation.csv, evaluation.json and cases.csv are in {target}", style="dim", markup=False)
-    _print_findings(table.findings)
+    print_findings(table.findings)
     incomplete = complete and len(table.errors) < len(table.findings)
     if table.errors or incomplete or not table.cases:
         raise typer.Exit(1)
@@ -66,20 +64,6 @@ def _console() -> Console:
     # In a file or a pipe there is no width to keep to: a table is never cut there.
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160)
-
-
-def _print_findings(findings: tuple[Finding, ...]) -> None:
-    """Every error by a line of its own; missing and extra cases by name, shortened where they are many."""
-    from kits_cascade.cli.app import errors
-
-    for kind, word in (("missing", "without a prediction"), ("extra", "without a truth")):
-        names = [finding.case for finding in findings if finding.kind == kind]
-        if names:
-            more = f" and {len(names) - _MOST_NAMED} more (see evaluation.json)" if len(names) > _MOST_NAMED else ""
-            errors.print(f"{kind}: {len(names)} {word}: {', '.join(names[:_MOST_NAMED])}{more}", markup=False)
-    for finding in findings:
-        if finding.kind == "error":
-            errors.print("not scored:", str(finding), style="bold red", markup=False)
 
 
 def _table(title: str, *columns: str) -> Any:
@@ -173,7 +157,7 @@ def rank(
     ] = False,
 ) -> None:
     """Rank systems as the challenge does (rank, then aggregate; tumour Dice breaks ties), and test them in pairs."""
-    from kits_cascade.evaluation.compare import rank_systems, read_systems
+    from kits_cascade.evaluation.ranking import rank_systems, read_systems
     from kits_cascade.evaluation.score import check_writable
 
     if out is not None:
@@ -214,7 +198,7 @@ def submission(
     images: Annotated[Path, typer.Option("-i", "--images", help="Folder of the images that were to be segmented.")],
     predictions: Annotated[Path, typer.Option("-p", "--predictions", help="Folder of the predictions.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The zip file to write.")] = Path("submission.zip"),
-    jobs: _Jobs = None,
+    jobs: Jobs = None,
 ) -> None:
     """Check predictions as the challenge takes them, and pack them.
 
@@ -230,36 +214,3 @@ def submission(
         raise typer.Exit(1)
     write_zip(check, out)
     typer.echo(f"{out}: {len(check.files)} predictions, {out.stat().st_size / 1e6:.1f} MB, ready for submission")
-
-
-@app.command()
-def report(
-    predictions: Annotated[Path, typer.Argument(help="Folder of predictions, such as kits-cascade predict leaves.")],
-    truth: Annotated[
-        Path | None, typer.Option("-g", "--truth", help="The truth: scores the predictions, and outlines both.")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option("-i", "--images", help="The images; where run.json says when not given.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for the page; the predictions' when not given.")
-    ] = None,
-    panels: Annotated[int, typer.Option(min=0, help="PNG files of so many cases, the worst ones.")] = 6,
-    jobs: _Jobs = None,
-) -> None:
-    """Write report.html, one page with scores, distributions and pictures that needs no network, and PNG files."""
-    from kits_cascade.cli.app import errors
-    from kits_cascade.evaluation.report import build_report
-
-    with progress_bar("report") as progress:
-        written = build_report(predictions, truth, images, out, panels=panels, jobs=jobs, progress=progress)
-    for failure in written.failures:
-        errors.print("not shown:", failure, style="bold red", markup=False)
-    if written.scores is not None:
-        _print_findings(written.scores.findings)
-    megabytes = written.page.stat().st_size / 1e6
-    typer.echo(
-        f"{written.page}: {megabytes:.1f} MB; {len(written.pictures)} PNG files in {written.page.parent / 'report'}"
-    )
-    if written.failures or (written.scores is not None and written.scores.errors):
-        raise typer.Exit(1)

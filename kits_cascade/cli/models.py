@@ -7,44 +7,40 @@ from typing import Annotated
 
 import typer
 
-from kits_cascade.cli.app import app
+from kits_cascade.cli.options import (
+    Checkpoint,
+    Folds,
+    Ids,
+    Model,
+    Models,
+    MoreFolds,
+    NnunetDir,
+    parse_choices,
+    parse_folds,
+    parse_ids,
+)
+from kits_cascade.cli.root import app
 
 models_app = typer.Typer(help="Trained networks: list, export to one zip, import from it.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 
-NnunetDir = Annotated[
-    Path | None, typer.Option(help="Folder that holds nnU-Net's three folders, instead of the variables.")
-]
-Source = Annotated[
-    Path | None,
-    typer.Option("-m", "--models", help="Folder or zip of `models export`; by default those in nnUNet_results."),
-]
-Model = Annotated[
-    list[str] | None,
-    typer.Option(help="Which network where several are trained: STAGE=PATTERN over trainer__plans__configuration."),
-]
-Folds = Annotated[list[str] | None, typer.Option("-f", "--folds", help="Folds: -f 0 1 2; by default all trained.")]
-Checkpoint = Annotated[str | None, typer.Option(help="File name of the checkpoints; checkpoint_final.pth by default.")]
-Ids = Annotated[str, typer.Option(help="Dataset ids of the three stages.")]
-
 
 @models_app.command("list")
 def list_models(
-    models: Source = None,
+    models: Models = None,
     checkpoint: Checkpoint = None,
     ids: Ids = "221,222,223",
     nnunet_dir: NnunetDir = None,
 ) -> None:
     """List the trained networks of each stage, and say whether they make a whole cascade."""
-    from kits_cascade.cli.inference import parse_ids
-    from kits_cascade.environment import nnunet_folders
     from kits_cascade.errors import ModelError
-    from kits_cascade.inference.models import listing, resolve_models
+    from kits_cascade.models.choose import list_networks, resolve_models
+    from kits_cascade.nnunet_folders import open_folders
 
-    results = nnunet_folders(nnunet_dir, needed=("nnUNet_results",)).results if models is None else None
+    results = open_folders(nnunet_dir, needed=("nnUNet_results",)).results if models is None else None
     numbers = parse_ids(ids)
     if results is not None:
-        for line in listing(results, numbers, checkpoint):
+        for line in list_networks(results, numbers, checkpoint):
             typer.echo(line)
     try:
         chosen = resolve_models(models, checkpoint=checkpoint, dataset_ids=numbers, results=results)
@@ -62,7 +58,7 @@ def list_models(
 def export(
     out: Annotated[Path, typer.Argument(help="The zip to write.")],
     folds: Folds = None,
-    more_folds: Annotated[list[str] | None, typer.Argument(hidden=True, help="More folds: -f 0 1 2.")] = None,
+    more_folds: MoreFolds = None,
     model: Model = None,
     checkpoint: Checkpoint = None,
     ids: Ids = "221,222,223",
@@ -70,11 +66,10 @@ def export(
     nnunet_dir: NnunetDir = None,
 ) -> None:
     """Write the networks of one cascade into a zip: checkpoints without optimizer, plans, checksums."""
-    from kits_cascade.cli.inference import parse_choices, parse_folds, parse_ids
-    from kits_cascade.environment import nnunet_folders
     from kits_cascade.errors import UsageError
-    from kits_cascade.inference.bundle import bundle_path, export_models
-    from kits_cascade.inference.models import resolve_models
+    from kits_cascade.models.bundle import bundle_path, export_models
+    from kits_cascade.models.choose import resolve_models
+    from kits_cascade.nnunet_folders import open_folders
 
     target = bundle_path(out)
     if target.exists() and not overwrite:
@@ -84,7 +79,7 @@ def export(
         choose=parse_choices(model),
         checkpoint=checkpoint,
         dataset_ids=parse_ids(ids),
-        results=nnunet_folders(nnunet_dir, needed=("nnUNet_results",)).results,
+        results=open_folders(nnunet_dir, needed=("nnUNet_results",)).results,
     )
     export_models(found, target)
     for line in found.summary():
@@ -100,9 +95,9 @@ def import_(
     nnunet_dir: NnunetDir = None,
 ) -> None:
     """Check a bundle and unpack it: no code in it is run, nothing is written outside the folder."""
-    from kits_cascade.environment import nnunet_folders
-    from kits_cascade.inference.bundle import import_models
+    from kits_cascade.models.bundle import import_models
+    from kits_cascade.nnunet_folders import open_folders
 
-    target = to or nnunet_folders(nnunet_dir, needed=("nnUNet_results",)).results
+    target = to or open_folders(nnunet_dir, needed=("nnUNet_results",)).results
     for folder in import_models(bundle, target, overwrite=overwrite, manifest=to is not None):
         typer.echo(str(folder))

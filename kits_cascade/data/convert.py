@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from kits_cascade import labels as kits
-from kits_cascade.data.cases import case_facts, identity, label_voxels, place, read_case
-from kits_cascade.data.layouts import KitsCase, find_cases, kits19_test_cases
+from kits_cascade.data.source_case import case_facts, identity, label_voxels, place, read_case
 from kits_cascade.data.source_dataset import ConvertOptions, SourceDataset, source_folder
-from kits_cascade.environment import NnunetFolders
 from kits_cascade.errors import CaseError, DatasetError, UsageError
-from kits_cascade.nifti import write_volume
+from kits_cascade.nnunet_folders import NnunetFolders
 from kits_cascade.parallel import Outcome, Progress, run_cases
 from kits_cascade.stages import SOURCE_ID
+from kits_cascade.volumes.kits import KitsCase, find_kits_cases, kits19_test_cases
+from kits_cascade.volumes.nifti import write_volume
 
 _FATAL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -82,7 +82,7 @@ def convert_dataset(
     """
     options = ConvertOptions(drop_cyst, max_slices, hu_range)
     _check_numbers(options, limit)
-    found = _chosen(find_cases(source), cases)
+    found = _chosen(find_kits_cases(source), cases)
     folder = source_folder(folders.raw, dataset_id)
     _check_apart(folder, found)
     dataset = SourceDataset(folder, source.resolve(), options)

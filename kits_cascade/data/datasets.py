@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from kits_cascade.environment import NnunetFolders
 from kits_cascade.errors import DatasetError, UsageError
 from kits_cascade.files import read_json
+from kits_cascade.nnunet_folders import NnunetFolders, folders_with_id
 from kits_cascade.stages import STAGE_BY_KEY, STAGES, Stage
 
 ROI_FILE: Final = "roi.json"  # in each stage's raw folder: every case's box; also the sign that the folder is ours
@@ -53,11 +53,6 @@ class RawDataset:
         tail = f"_0000{self.ending}"
         names = (path.name for path in (self.folder / "imagesTr").glob(f"*{self.ending}"))
         return tuple(sorted(name[: -len(tail)] for name in names if name.endswith(tail) and not name.startswith(".")))
-
-
-def folders_with_id(root: Path, dataset_id: int) -> list[Path]:
-    """All dataset folders with this id."""
-    return sorted(path for path in root.glob(f"Dataset{dataset_id:03d}_*") if path.is_dir())
 
 
 def open_dataset(raw: Path, dataset_id: int, remedy: str) -> RawDataset:

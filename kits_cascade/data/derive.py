@@ -23,13 +23,13 @@ from kits_cascade.data.datasets import (
     select_stages,
 )
 from kits_cascade.data.derive_case import JITTER_MM, CaseTask, DeriveOptions, case_files, derive_case, file_signature
-from kits_cascade.data.layouts import contrast_phase
 from kits_cascade.data.splits import CaseTraits, out_of_fold, read_splits, share_splits
-from kits_cascade.environment import NnunetFolders
 from kits_cascade.errors import DatasetError, UsageError
 from kits_cascade.files import read_json, sweep_temporary, write_json
+from kits_cascade.nnunet_folders import NnunetFolders
 from kits_cascade.parallel import Progress, run_cases
 from kits_cascade.stages import READER, ROI_MARGIN_MM, SOURCE_ID, STAGES, Stage
+from kits_cascade.volumes.kits import contrast_phase
 
 _FORMAT: Final = 1
 _REMEDY_SOURCE: Final = "make it with: kits-cascade convert DIR"

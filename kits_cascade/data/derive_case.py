@@ -9,14 +9,15 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from kits_cascade.components import without_specks
 from kits_cascade.errors import CaseError
 from kits_cascade.files import link_or_copy
-from kits_cascade.geometry import Box, roi_box
 from kits_cascade.labels import CYST, TUMOR
-from kits_cascade.nifti import read_cropped, read_header, read_labels, write_volume
 from kits_cascade.stages import MASSES_CYST, MASSES_TUMOR, STAGE_BY_KEY
-from kits_cascade.volume import Array, Spacing, Volume
+from kits_cascade.volumes.cases import check_same_grid
+from kits_cascade.volumes.geometry import Box
+from kits_cascade.volumes.nifti import read_cropped, read_header, read_labels, write_volume
+from kits_cascade.volumes.roi_boxes import box_without_specks, roi_box
+from kits_cascade.volumes.volume import Array, Spacing, StoredAs, Volume
 
 JITTER_MM: Final = 5.0  # a face of a coarse mask is off by a voxel or two of the coarse stage
 _SIGNATURE_BYTES: Final = 4096
@@ -113,13 +114,9 @@ def derive_case(task: CaseTask) -> dict[str, dict[str, Any]]:
 
 def _read_labels(task: CaseTask) -> Volume:
     labels = read_labels(task.label)
-    shape, affine, _ = read_header(task.image)
-    if shape != labels.stored.shape or not np.allclose(affine, labels.stored.affine, atol=1e-3):
-        raise CaseError(
-            task.name,
-            f"image {task.image.name} of shape {shape} and label of shape {labels.stored.shape} do not share one grid "
-            "(shape and affine must be equal); convert the dataset again, or leave the case out",
-        )
+    names = (f"the image {task.image.name}", "its label")
+    remedy = "they must share one grid: convert the dataset again, or leave the case out"
+    check_same_grid(names, StoredAs(*read_header(task.image)), labels.stored, remedy)
     return labels
 
 
@@ -208,14 +205,10 @@ def _predicted_region(task: CaseTask, path: Path, labels: Volume) -> Box | None:
     """The box around a coarse prediction, as inference finds it; None where the prediction is empty."""
     prediction = read_labels(path)
     place = _place(task.name, path, prediction, labels)
-    around = Box.around(prediction.array)
-    if around is None:
+    found = box_without_specks(prediction.array, labels.spacing)
+    if found is None:
         return None
-    # Specks are looked for inside the box only: components of a whole large scan would need several times its size.
-    found = roi_box(without_specks(around.crop(prediction.array), labels.spacing), labels.spacing, 0.0)
-    assert found is not None  # at least one component always stays
-    offset = [a + p for a, p in zip(around.start, place.start, strict=True)]
-    return found.shifted(offset).grown(task.options.margin_mm, labels.spacing).clipped(labels.shape)
+    return found.shifted(place.start).grown(task.options.margin_mm, labels.spacing).clipped(labels.shape)
 
 
 def _jittered(tight: Box, spacing: Spacing, shape: tuple[int, int, int], options: DeriveOptions, case: str) -> Box:

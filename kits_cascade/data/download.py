@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from kits_cascade.data.cases import check_gzip, unpack
-from kits_cascade.data.layouts import DATASET_CASES, case_id, parse_cases
+from kits_cascade.data.source_case import check_gzip, unpack
 from kits_cascade.data.transfer import Expected, Meter, Patience, Stopped, Transfer, TransferError
 from kits_cascade.errors import DatasetError, FileFormatError, UsageError
 from kits_cascade.files import read_json, write_json
+from kits_cascade.volumes.kits import DATASET_CASES, case_id, parse_cases
 
 IMAGES: Final = "neheller/KiTS-Challenge-Imaging"
 MASKS_COMMIT: Final = "c1088353084c17b8882a11db71429e7c022b7785"

@@ -22,8 +22,8 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
 from kits_cascade.errors import CaseError
-from kits_cascade.nifti import read_volume
-from kits_cascade.volume import Array, Volume
+from kits_cascade.volumes.nifti import read_volume
+from kits_cascade.volumes.volume import Array, Volume
 
 # nnU-Net draws 10^8 voxels over all cases, so with few cases far more of each than it has. From 100 cases on the same.
 _SAMPLES_PER_CASE: Final = 1_000_000

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
-import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from kits_cascade.data.datasets import (
-    SPLITS_FILE,
-    RawDataset,
-    StageSelection,
-    check_id,
-    open_dataset,
-    select_stages,
-)
+from kits_cascade.data.datasets import SPLITS_FILE, RawDataset, StageSelection, check_id, open_dataset, select_stages
 from kits_cascade.data.derive_case import file_signature
-from kits_cascade.data.presets import Preset, apply_preset, load_preset, preset_folder
-from kits_cascade.environment import NnunetFolders
-from kits_cascade.errors import DatasetError
-from kits_cascade.files import link_or_copy, read_json, sweep_temporary, write_json
+from kits_cascade.data.presets import Preset, apply_preset, load_preset
+from kits_cascade.errors import DatasetError, UsageError
+from kits_cascade.files import digest, link_or_copy, read_json, sweep_temporary, write_json
+from kits_cascade.nnunet_folders import NnunetFolders
 from kits_cascade.parallel import Outcome, Progress, run_cases
 from kits_cascade.stages import FINE_SPACING_MM, Stage
-
-__all__ = ["PlanReport", "plan_stages", "preset_folder"]
 
 _STATE_FILE: Final = "kits_cascade_plan.json"
 _SMALL_BYTES: Final = 64 << 20  # less work than starting processes, each of which imports torch
@@ -123,7 +113,7 @@ def _open(
     if missing or raw.content.get("numTraining") != len(cases):
         told = f"files of {', '.join(missing[:5])} are missing" if missing else "numTraining is not the number of cases"
         raise DatasetError(f"{raw.folder} is not complete ({told}); run derive-stages again to finish it")
-    signatures = {case: _digest([file_signature(path) for path in _paths(raw, case)]) for case in cases}
+    signatures = {case: digest([file_signature(path) for path in _paths(raw, case)]) for case in cases}
     path = folder / _STATE_FILE
     state: dict[str, Any] = {}
     with contextlib.suppress(ValueError):
@@ -135,10 +125,6 @@ def _open(
 
 def _paths(raw: RawDataset, case: str) -> list[Path]:
     return [*(raw.image(case, channel) for channel in range(raw.channels)), raw.label(case)]
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _case_files(raw: RawDataset, case: str) -> Any:
@@ -153,7 +139,7 @@ def _fingerprint(work: _Work, verify: bool) -> None:
     from kits_cascade.data.lean import ExamineTask, examine_case, fingerprint, samples_per_case
 
     path = work.folder / "dataset_fingerprint.json"
-    mark = _digest([work.raw.content, work.signatures])
+    mark = digest([work.raw.content, work.signatures])
     if path.is_file() and work.state.get("data") == mark and (work.state.get("verified") or not verify):
         return
     cases = list(work.signatures)
@@ -194,14 +180,17 @@ def _plain(content: Any) -> Any:
 
 def _plan(work: _Work, folders: NnunetFolders, report: PlanReport) -> None:
     """nnU-Net's planner, and the preset laid over its plans."""
-    mark = _digest([work.state["data"], work.preset.planner, work.preset.gpu_memory_gb, dict(work.preset.stages)])
+    mark = digest([work.state["data"], work.preset.planner, work.preset.gpu_memory_gb, dict(work.preset.stages)])
     plans_marks = work.state.setdefault("plans", {})
     if plans_marks.get(work.preset.plans_name) == mark and work.plans_file.is_file():
         return
     if any(folders.results.glob(f"{work.stage.dataset}/*__{work.preset.plans_name}__*/fold_*")):
         report.notes.append(f"{work.stage.dataset}: the plans are new; models trained with the old ones keep their own")
-    plans = _planned(work)
-    write_json(work.plans_file, _plain(apply_preset(plans, work.preset, work.stage.key)))
+    plans = apply_preset(_planned(work), work.preset, work.stage.key)
+    for name in work.preset.stages.get(work.stage.key, {}):
+        place = f"preset {work.preset.name}, stage {work.stage.key}, {name}"
+        check_network(plans["configurations"][name], place)
+    write_json(work.plans_file, _plain(plans))
     plans_marks[work.preset.plans_name] = mark
     work.save()
 
@@ -226,6 +215,30 @@ def _planned(work: _Work) -> dict[str, Any]:
     return made
 
 
+def check_network(configuration: dict[str, Any], place: str) -> None:
+    """Build the network on torch's meta device (no memory, no time), and see that the patch fits its strides."""
+    import torch
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    architecture, patch = configuration["architecture"], configuration["patch_size"]
+    try:
+        with torch.device("meta"):
+            get_network_from_plans(
+                architecture["network_class_name"],
+                architecture["arch_kwargs"],
+                architecture["_kw_requires_import"],
+                1,
+                2,
+                allow_init=False,
+            )
+    except Exception as error:  # whatever a network class thinks of its arguments
+        raise UsageError(f"{place}: the architecture cannot be built: {type(error).__name__}: {error}") from error
+    strides = architecture["arch_kwargs"].get("strides", [])
+    steps = [math.prod(stride[axis] if isinstance(stride, list) else stride for stride in strides) for axis in range(3)]
+    if any(size % step for size, step in zip(patch, steps, strict=True)):
+        raise UsageError(f"{place}: patch size {patch} must be a multiple of {steps}, the product of the strides")
+
+
 def _preprocess(work: _Work, report: PlanReport) -> None:
     """All cases that are not there yet, or whose files or plans have changed."""
     from kits_cascade.data.lean import PreprocessTask, case_outputs, preprocess_case
@@ -238,7 +251,7 @@ def _preprocess(work: _Work, report: PlanReport) -> None:
     shutil.rmtree(strays, ignore_errors=True)
     done: dict[str, str] = work.state.setdefault("preprocessed", {}).setdefault(target.name, {})
     rule = _rule(plans, configuration)
-    marks = {case: _digest([rule, signature]) for case, signature in work.signatures.items()}
+    marks = {case: digest([rule, signature]) for case, signature in work.signatures.items()}
     for name in {path.name[:-4] for path in target.glob("*.pkl")} - set(marks):
         for file in case_outputs(target, name):
             file.unlink(missing_ok=True)

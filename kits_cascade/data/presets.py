@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import kits_cascade
 from kits_cascade.errors import UsageError
 from kits_cascade.files import read_json
 from kits_cascade.stages import PLANS_NAME, STAGE_BY_KEY
@@ -21,7 +20,7 @@ CONFIGURATIONS: Final = ("3d_lowres", "3d_fullres")
 
 def preset_folder() -> Path:
     """Where the presets are: in the package of a regular install, in the repository's plans/ of an editable one."""
-    package = Path(kits_cascade.__file__).parent
+    package = Path(__file__).parent.parent
     for folder in (package / "plans", package.parent / "plans"):
         if folder.is_dir():
             return folder
@@ -174,7 +173,6 @@ def apply_preset(plans: dict[str, Any], preset: Preset, stage: str) -> dict[str,
         if name not in configurations:
             base |= {"data_identifier": f"{preset.plans_name}_{name}", "batch_dice": False}
         configurations[name] = _laid_over(base, values)
-        _check_network(configurations[name], f"preset {preset.name}, stage {stage}, {name}")
     return result
 
 
@@ -191,27 +189,3 @@ def _laid_over(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any
         kwargs = {**old["arch_kwargs"], **new.get("arch_kwargs", {})}
         result["architecture"] = {**old, **new, "arch_kwargs": deepcopy(kwargs)}
     return result
-
-
-def _check_network(configuration: dict[str, Any], place: str) -> None:
-    """Build the network on torch's meta device (no memory, no time), and see that the patch fits its strides."""
-    import torch
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-    architecture, patch = configuration["architecture"], configuration["patch_size"]
-    try:
-        with torch.device("meta"):
-            get_network_from_plans(
-                architecture["network_class_name"],
-                architecture["arch_kwargs"],
-                architecture["_kw_requires_import"],
-                1,
-                2,
-                allow_init=False,
-            )
-    except Exception as error:  # whatever a network class thinks of its arguments
-        raise UsageError(f"{place}: the architecture cannot be built: {type(error).__name__}: {error}") from error
-    strides = architecture["arch_kwargs"].get("strides", [])
-    steps = [math.prod(stride[axis] if isinstance(stride, list) else stride for stride in strides) for axis in range(3)]
-    if any(size % step for size, step in zip(patch, steps, strict=True)):
-        raise UsageError(f"{place}: patch size {patch} must be a multiple of {steps}, the product of the strides")

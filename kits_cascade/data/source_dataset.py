@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from kits_cascade import labels as kits
-from kits_cascade.data.cases import identity
-from kits_cascade.data.layouts import KitsCase
+from kits_cascade.data.source_case import identity
 from kits_cascade.errors import DatasetError
 from kits_cascade.files import read_json, sweep_temporary, write_json
+from kits_cascade.nnunet_folders import folders_with_id
 from kits_cascade.stages import READER, SOURCE_CLASS_ORDER, SOURCE_LABELS, SOURCE_NAME, dataset_name
+from kits_cascade.volumes.kits import KitsCase
 
 CONVERSION_FILE: Final = "conversion.json"
 FILE_ENDING: Final = ".nii.gz"
@@ -35,7 +36,7 @@ class ConvertOptions:
 def source_folder(raw: Path, dataset_id: int) -> Path:
     """The dataset's folder; the same id under another name, or data that we did not make, stay untouched."""
     name = dataset_name(dataset_id, SOURCE_NAME)
-    others = sorted(path.name for path in raw.glob(f"Dataset{dataset_id:03d}_*") if path.name != name)
+    others = [path.name for path in folders_with_id(raw, dataset_id) if path.name != name]
     if others:
         raise DatasetError(f"id {dataset_id} is taken by {others[0]} in {raw}; choose another with -d")
     folder = raw / name

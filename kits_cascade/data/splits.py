@@ -9,10 +9,10 @@ from typing import Final
 
 import numpy as np
 
-from kits_cascade.data.datasets import ROI_FILE, SPLITS_FILE, RawDataset, folders_with_id
-from kits_cascade.environment import NnunetFolders
+from kits_cascade.data.datasets import ROI_FILE, SPLITS_FILE, RawDataset
 from kits_cascade.errors import DatasetError
 from kits_cascade.files import read_json, sweep_temporary, write_json
+from kits_cascade.nnunet_folders import NnunetFolders, folders_with_id
 from kits_cascade.stages import STAGES, Stage
 
 FOLDS: Final = 5

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from kits_cascade import __version__
 from kits_cascade.errors import DatasetError, KitsCascadeError, MissingExtraError
+from kits_cascade.version import __version__
 
 _LATER: Final = {408, 425, 429}  # of the 4xx answers, those that may turn out differently
 _DISK: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from kits_cascade.components import components
 from kits_cascade.evaluation.metrics import LabelPair
 from kits_cascade.evaluation.statistics import wilson
-from kits_cascade.geometry import Box
 from kits_cascade.labels import CYST, LABEL_NAMES, TUMOR
-from kits_cascade.volume import Array
+from kits_cascade.volumes.components import components
+from kits_cascade.volumes.geometry import Box
+from kits_cascade.volumes.volume import Array
 
 KINDS: Final = (TUMOR, CYST)
 # A lesion counts as found when this share of its own volume is covered. One rule for both directions, and it bears

@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 
 from kits_cascade.evaluation.surface import SurfaceDistances
-from kits_cascade.geometry import Box
 from kits_cascade.labels import CYST, KIDNEY, LABEL_NAMES, REGIONS
-from kits_cascade.volume import Array, Spacing
+from kits_cascade.volumes.geometry import Box
+from kits_cascade.volumes.volume import Array, Spacing
 
 _LABELS: Final = 1 + max(LABEL_NAMES)
 

@@ -13,17 +13,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from kits_cascade import __version__
-from kits_cascade.data.layouts import contrast_phase
 from kits_cascade.errors import DatasetError, UsageError
-from kits_cascade.evaluation.cases import Finding, pair_up, read_pair
 from kits_cascade.evaluation.lesions import LesionScore, score_lesions, summarise_lesions
 from kits_cascade.evaluation.metrics import METRICS, TARGETS, Scores, score_pair
+from kits_cascade.evaluation.pairs import Finding, pair_up, read_pair
 from kits_cascade.evaluation.statistics import mean_with_interval
 from kits_cascade.files import read_json, write_json, write_text
 from kits_cascade.labels import REGION_NAMES
 from kits_cascade.parallel import Progress, run_cases
-from kits_cascade.volume import Array, Spacing
+from kits_cascade.version import __version__
+from kits_cascade.volumes.kits import contrast_phase
+from kits_cascade.volumes.volume import Array, Spacing
 
 OFFICIAL_CSV: Final = "evaluation.csv"
 FULL_JSON: Final = "evaluation.json"

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from kits_cascade.volume import Array
+from kits_cascade.volumes.volume import Array
 
 SEED: Final = 20230
 RESAMPLES: Final = 5000

@@ -10,13 +10,14 @@ from typing import Final
 
 import numpy as np
 
-from kits_cascade.data.layouts import find_cases
 from kits_cascade.errors import DatasetError, KitsCascadeError
-from kits_cascade.evaluation.cases import AFFINE_TOLERANCE, HIGHEST_LABEL, affine_difference, nifti_files
+from kits_cascade.evaluation.pairs import HIGHEST_LABEL, nifti_files
 from kits_cascade.evaluation.score import check_writable
 from kits_cascade.files import atomic_path
-from kits_cascade.nifti import case_name, read_header, read_volume
 from kits_cascade.parallel import Progress, run_cases
+from kits_cascade.volumes.cases import AFFINE_TOLERANCE, affine_difference
+from kits_cascade.volumes.kits import find_kits_cases
+from kits_cascade.volumes.nifti import case_name, read_header, read_volume
 
 ENDING: Final = ".nii.gz"
 # A zip that is the same for the same predictions: no times of files.
@@ -41,7 +42,7 @@ def image_files(folder: Path) -> dict[str, Path]:
     found = {case: paths[0] for case, paths in nifti_files(folder).items()}
     if not found:
         try:
-            found = {case.name: case.image for case in find_cases(folder) if case.image is not None}
+            found = {case.name: case.image for case in find_kits_cases(folder) if case.image is not None}
         except DatasetError:
             found = {}
     if not found:

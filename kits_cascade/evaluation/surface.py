@@ -16,7 +16,7 @@ from typing import Final, cast
 import numpy as np
 from scipy.spatial import KDTree
 
-from kits_cascade.volume import Array, Spacing
+from kits_cascade.volumes.volume import Array, Spacing
 
 # Marching cubes' normals, in eighths of a voxel face, for the 14 neighbourhoods that differ by more than a rotation, a
 # reflection, or the exchange of inside and outside. A digit per axis; signs do not matter for an area.

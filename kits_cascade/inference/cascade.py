@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from kits_cascade.errors import UsageError
-from kits_cascade.inference.inputs import InputCase, LoadedCase, find_cases, judged, load_case, write_result
-from kits_cascade.inference.orchestrate import CascadeOptions, CascadeResult, Predictors, Report, run_cascade
-from kits_cascade.volume import Array, Spacing, Volume, to_stored, volume_from_array, volume_from_stored
+from kits_cascade.inference.pipeline import CascadeOptions, CascadeResult, Predictors, Report, run_cascade
+from kits_cascade.volumes.cases import LoadedCase, check_case, load_case, write_result
+from kits_cascade.volumes.find import InputCase, find_inputs
+from kits_cascade.volumes.volume import Array, Spacing, Volume, to_stored, volume_from_array, volume_from_stored
 
 if TYPE_CHECKING:
-    from kits_cascade.inference.models import CascadeModels
+    from kits_cascade.models.network import CascadeModels
 
 __all__ = ["Cascade", "CascadeOptions", "Prediction", "Speed"]
 
@@ -66,7 +67,7 @@ class Prediction:
 
     def to_sitk(self) -> Any:
         """As a SimpleITK image on the input's grid."""
-        from kits_cascade.inference.itk import image_of
+        from kits_cascade.volumes.itk import image_of
 
         return image_of(self.loaded.volume, self.labels, self.loaded.grid)
 
@@ -117,7 +118,8 @@ class Cascade:
 def _resolved(
     models: Path | str | CascadeModels | None, folds: Sequence[int | str] | None, choose: Mapping[str, str] | None
 ) -> CascadeModels:
-    from kits_cascade.inference.models import CascadeModels, resolve_models
+    from kits_cascade.models.choose import resolve_models
+    from kits_cascade.models.network import CascadeModels
 
     if isinstance(models, CascadeModels):
         return models
@@ -126,7 +128,8 @@ def _resolved(
 
 def load_networks(models: CascadeModels, device: str, speed: Speed, options: CascadeOptions) -> Predictors:
     """The networks, ready to predict."""
-    from kits_cascade.inference.nnunet import NnunetPredictors, TileOptions
+    from kits_cascade.inference.nnunet.predictors import NnunetPredictors
+    from kits_cascade.inference.nnunet.tiles import TileOptions
 
     networks = NnunetPredictors(
         models,
@@ -152,7 +155,7 @@ def as_loaded(image: Any, spacing: Spacing | None = None) -> LoadedCase:
     if hasattr(image, "dataobj") and hasattr(image, "affine"):
         return _loaded(volume_from_stored(np.asanyarray(image.dataobj), image.affine, _nifti_header(image)))
     if hasattr(image, "GetDirection"):
-        from kits_cascade.inference.itk import volume_of
+        from kits_cascade.volumes.itk import volume_of
 
         return _loaded(*volume_of(image, Path("image")))
     raise UsageError(
@@ -162,7 +165,7 @@ def as_loaded(image: Any, spacing: Spacing | None = None) -> LoadedCase:
 
 
 def _one_case(path: Path) -> LoadedCase:
-    cases = find_cases(path)
+    cases = find_inputs(path)
     if len(cases) != 1:
         raise UsageError(f"{path}: {len(cases)} cases; call with one of them, or use kits-cascade predict for all")
     return load_case(cases[0])
@@ -171,7 +174,7 @@ def _one_case(path: Path) -> LoadedCase:
 def _loaded(volume: Volume, grid: Any = None) -> LoadedCase:
     if volume.array.dtype == np.float64:
         volume = volume.with_array(volume.array.astype(np.float32))
-    return judged(LoadedCase(InputCase("image", Path("image in memory"), "nifti"), volume, grid))
+    return check_case(LoadedCase(InputCase("image", Path("image in memory"), "nifti"), volume, grid))
 
 
 def _from_array(array: Array, spacing: Spacing | None) -> Volume:

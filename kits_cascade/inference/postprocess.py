@@ -6,16 +6,15 @@ deletes true lesions on thick slices.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from kits_cascade.components import Components, components, dilated_mm
-from kits_cascade.geometry import Box
 from kits_cascade.labels import BACKGROUND, CYST, KIDNEY, LABEL_NAMES, TUMOR
-from kits_cascade.volume import Array, Spacing
+from kits_cascade.volumes.components import Components, components, dilated_mm
+from kits_cascade.volumes.geometry import Box
+from kits_cascade.volumes.volume import Array, Spacing
 
 # 20,000 / 200 / 50 voxels at the fine spacing of 0.78125 mm.
 KIDNEY_MM3: Final = 9537.0
@@ -131,16 +130,6 @@ def _near(found: Components, kidneys: Array, strays: _Voxels, spacing: Spacing, 
     reach = dilated_mm(kidneys[box.crop(found.labels)], spacing, reach_mm)
     near[strays.components[chosen][reach[tuple((points - box.start).T)]]] = True
     return near
-
-
-def found_boxes(found: Components, numbers: Iterable[int]) -> list[tuple[int, Box]]:
-    """Boxes of components, all from one pass over the array."""
-    boxes = found.statistics["bounding_boxes"]
-    return [
-        (int(n), Box((b[0].start, b[1].start, b[2].start), (b[0].stop, b[1].stop, b[2].stop)))
-        for n in numbers
-        for b in [boxes[int(n)]]
-    ]
 
 
 def _remove_strays(labels: Array, strays: _Voxels, near: Array, options: PostprocessOptions, voxel: float) -> list[str]:

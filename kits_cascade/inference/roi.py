@@ -9,51 +9,11 @@ from typing import Final
 
 import numpy as np
 
-from kits_cascade.components import components, without_specks
-from kits_cascade.geometry import Box, resampled_size, roi_box
-from kits_cascade.volume import Array, Spacing
+from kits_cascade.volumes.components import components
+from kits_cascade.volumes.geometry import Box, resampled_size
+from kits_cascade.volumes.volume import Array, Spacing
 
 _STRETCH: Final = 0.25  # by how much of its length an edge may grow for the sake of its grid
-
-
-def regions_of(mask: Array, spacing: Spacing, margin_mm: float) -> list[Box]:
-    """The boxes to work on, on the mask's own grid: one for each kidney where these lie well apart.
-
-    Boxes that share a voxel become one, and so do boxes whose common box is no larger than the two: so no voxel is in
-    two boxes, and never are there more voxels in them than in the one box around everything.
-    """
-    found = components(without_specks(mask, spacing))
-    boxes = [found.box(number).grown(margin_mm, spacing).clipped(mask.shape) for number in range(1, found.count + 1)]
-    whole = roi_box(found.labels, spacing, margin_mm)
-    apart = merged(boxes)
-    if whole is None or sum(box.size for box in apart) < whole.size:
-        return apart
-    return [whole]
-
-
-def regions_in_volume(coarse: Array, spacing: Spacing, shape: Sequence[int], margin_mm: float) -> list[Box]:
-    """The boxes that a coarse mask asks for, in a volume of ``shape`` whose whole field of view it shows."""
-    first, second, third = (s * n / m for s, n, m in zip(spacing, shape, coarse.shape, strict=True))
-    boxes = regions_of(coarse, (first, second, third), margin_mm)
-    # Rounding outwards must not make them overlap.
-    return merged([box.on_grid(coarse.shape, shape) for box in boxes])
-
-
-def merged(boxes: Sequence[Box]) -> list[Box]:
-    """Unite boxes until no two intersect, and none could be united without work on more voxels."""
-    done: list[Box] = []
-    for box in sorted(boxes, key=lambda b: b.start):
-        current = box
-        # The united box may reach others that it did not reach before, so start over until nothing joins.
-        while (other := next((b for b in done if _belong_together(b, current)), None)) is not None:
-            done.remove(other)
-            current = current.union(other)
-        done.append(current)
-    return sorted(done, key=lambda b: b.start)
-
-
-def _belong_together(first: Box, second: Box) -> bool:
-    return first.intersects(second) or first.union(second).size <= first.size + second.size
 
 
 @dataclass(frozen=True)
@@ -103,7 +63,7 @@ def _edge(axis: int, size: int, spacing: Spacing, grid: FineGrid, most: int) -> 
     return next((n for n in cheap if abs(grid.voxels(axis, n, spacing) - n) != 1), longest)
 
 
-def sampled(mask: Array, box: Box, shape: Sequence[int]) -> Array:
+def mask_on_grid(mask: Array, box: Box, shape: Sequence[int]) -> Array:
     """A mask of the whole field of view at any resolution, at the voxels of ``box`` in a grid of ``shape``."""
     index = [
         np.minimum(((np.arange(a, b) + 0.5) * (m / n)).astype(np.intp), m - 1)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kits_cascade.components import components
-from kits_cascade.volume import Array
+from kits_cascade.volumes.components import components
+from kits_cascade.volumes.volume import Array
 
 Sample = dict[str, Any]
 Transform = Callable[..., Sample]

@@ -25,8 +25,8 @@ from kits_cascade.files import atomic_path
 from kits_cascade.stages import KIDNEY_CHANNEL
 from kits_cascade.training.augment import BinaryPrior, OnChannels, PerturbPrior
 from kits_cascade.training.heads import FocusedCases, HeadLabels, lesion_values, with_heads
-from kits_cascade.training.options import PLANS_KEY, TrainerOptions
 from kits_cascade.training.progress import TensorBoardLogger, progress, write_progress
+from kits_cascade.training.trainer_options import PLANS_KEY, TrainerOptions
 
 CHANNEL_NAMES = frozenset({KIDNEY_CHANNEL.casefold(), "kidney_mask"})
 

@@ -1,7 +1,7 @@
 """The trainers that ``nnUNetv2_train -tr NAME`` finds. Their names live in checkpoints and folders: never rename one.
 
-Options come from the plans file's ``kits_cascade`` entry (see :mod:`kits_cascade.training.options`), or from the class
-attribute ``options`` of a subclass.
+Options come from the plans file's ``kits_cascade`` entry (:mod:`kits_cascade.training.trainer_options`), or from the
+class attribute ``options`` of a subclass.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from kits_cascade.labels import CYST, KIDNEY, TUMOR
-from kits_cascade.nifti import read_labels, write_volume
-from kits_cascade.phantom import paint_ct
 from kits_cascade.stages import COARSE, FINE_SPACING_MM, KIDNEY_STAGE, MASSES_STAGE, PLANS_NAME
-from kits_cascade.volume import volume_from_array
+from kits_cascade.synthetic.phantom import paint_ct
+from kits_cascade.volumes.nifti import read_labels, write_volume
+from kits_cascade.volumes.volume import volume_from_array
 from tests.inference import handmade
 
 # Kidney and fat are told apart midway between them: else the surface would move by however much the resampling happens

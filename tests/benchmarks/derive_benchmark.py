@@ -19,11 +19,11 @@ import nibabel as nib
 import numpy as np
 
 from kits_cascade.data.derive import derive_stages
-from kits_cascade.environment import nnunet_folders
 from kits_cascade.files import read_json, write_json
-from kits_cascade.nifti import read_header, read_labels, write_volume
-from kits_cascade.phantom import paint_ct
+from kits_cascade.nnunet_folders import open_folders
 from kits_cascade.stages import READER, SOURCE_CLASS_ORDER, SOURCE_LABELS
+from kits_cascade.synthetic.phantom import paint_ct
+from kits_cascade.volumes.nifti import read_header, read_labels, write_volume
 
 
 def paint(masks: list[Path], folder: Path) -> None:
@@ -118,7 +118,7 @@ def main() -> None:
 
     masks = sorted(path for path in arguments.masks.iterdir() if path.is_dir())
     masks = masks[:: max(1, len(masks) // arguments.cases)][: arguments.cases]
-    folders = nnunet_folders(arguments.work)
+    folders = open_folders(arguments.work)
     source = folders.raw / "Dataset220_KiTS"
     paint(masks, source)
     for old in (*folders.raw.glob("Dataset22[123]*"), arguments.work / "plain"):

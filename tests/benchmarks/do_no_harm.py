@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kits_cascade.geometry import Box
 from kits_cascade.inference.postprocess import PostprocessOptions, postprocess
 from kits_cascade.labels import CYST, LABEL_NAMES, REGIONS, TUMOR
-from kits_cascade.nifti import read_labels
+from kits_cascade.volumes.geometry import Box
+from kits_cascade.volumes.nifti import read_labels
 
 REPOSITORY = Path(__file__).parent.parent.parent
 RULES = {"by volume (default)": PostprocessOptions(), "by voxels": PostprocessOptions(min_voxels=(20000, 200, 50))}

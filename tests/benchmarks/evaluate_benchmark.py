@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from kits_cascade.evaluation.score import evaluate_folder, score_case
 from kits_cascade.labels import CYST, REGIONS, TUMOR
-from kits_cascade.nifti import read_header, read_labels, write_volume
+from kits_cascade.volumes.nifti import read_header, read_labels, write_volume
 
 
 def distort(labels, rng):

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from kits_cascade.inference.cascade import Speed
-from kits_cascade.inference.models import resolve_models
-from kits_cascade.inference.predict import predict_folder
 from kits_cascade.labels import REGIONS
-from kits_cascade.nifti import read_labels, write_volume
-from kits_cascade.phantom import make_case, paint_ct
+from kits_cascade.models.choose import resolve_models
+from kits_cascade.runs.predict import predict_folder
+from kits_cascade.synthetic.phantom import make_case, paint_ct
+from kits_cascade.volumes.nifti import read_labels, write_volume
 from tests.inference.handmade import dice
 from tests.inference.manual import manual_cascade, regions_of_run
 

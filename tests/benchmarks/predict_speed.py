@@ -19,14 +19,15 @@ from pathlib import Path
 import numpy as np
 from isal import igzip
 
-from kits_cascade.nifti import read_labels
 from kits_cascade.stages import KIDNEY_STAGE
+from kits_cascade.volumes.nifti import read_labels
 from tests.benchmarks.bench_models import write_image, write_models
 from tests.inference.handmade import dice
 
 REPOSITORY = Path(__file__).parent.parent.parent
 NNUNET = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point as p; p()"
-WARM = "import kits_cascade.inference.predict, kits_cascade.inference.nnunet, nnunetv2.inference.predict_from_raw_data"
+WARM = """import kits_cascade.runs.predict, kits_cascade.inference.nnunet.predictors
+import nnunetv2.inference.predict_from_raw_data"""
 OURS = "from kits_cascade.cli.app import main; main()"
 
 

@@ -15,8 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from kits_cascade.nifti import write_volume
 from kits_cascade.stages import COARSE, KIDNEY_STAGE, MASSES_STAGE
+from kits_cascade.volumes.nifti import write_volume
 from tests.benchmarks.predict_speed import NNUNET, OURS, REPOSITORY, tree
 from tests.inference.handmade import make_case, write_model
 

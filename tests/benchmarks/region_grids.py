@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kits_cascade.geometry import Box
-from kits_cascade.inference.resample import Method, new_shape, resample
-from kits_cascade.inference.roi import FineGrid, regions_in_volume, sampled, surroundings
-from kits_cascade.nifti import read_labels, read_volume
+from kits_cascade.inference.nnunet.resample import Method, new_shape, resample
+from kits_cascade.inference.roi import FineGrid, mask_on_grid, surroundings
 from kits_cascade.stages import ROI_MARGIN_MM
+from kits_cascade.volumes.geometry import Box
+from kits_cascade.volumes.nifti import read_labels, read_volume
+from kits_cascade.volumes.roi_boxes import boxes_in_volume
 from tests.benchmarks.bench_models import CLIP, IS_KIDNEY, REAL, write_image
 
 CASES = ["case_00053", "case_00091", "case_00155", "case_00263", "case_00294", "case_00528"]  # above 130 million voxels
@@ -26,7 +27,7 @@ GRID = FineGrid(FINE, REAL.patch, 0.75)
 
 def regions(truth, spacing, suit):
     coarse = new_shape(truth.shape, spacing, (REAL.coarse_spacing,) * 3)
-    boxes = regions_in_volume(sampled(truth, Box.full(coarse), coarse), spacing, truth.shape, ROI_MARGIN_MM)
+    boxes = boxes_in_volume(mask_on_grid(truth, Box.full(coarse), coarse), spacing, truth.shape, ROI_MARGIN_MM)
     return [(box, surroundings(box, spacing, GRID, truth.shape) if suit else box) for box in boxes]
 
 

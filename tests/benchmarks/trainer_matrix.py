@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from kits_cascade.files import read_json, write_json
-from kits_cascade.nifti import read_labels
+from kits_cascade.volumes.nifti import read_labels
 from tests.training.tiny import folders_in, inline_workers, write_tiny
 
 KINDS = {"labels": 811, "regions": 812, "masses": 813}

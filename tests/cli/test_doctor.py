@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from kits_cascade.cli import doctor
 from kits_cascade.cli.app import app
-from kits_cascade.environment import VARIABLES
+from kits_cascade.nnunet_folders import VARIABLES
 
 
 @pytest.fixture

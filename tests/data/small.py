@@ -5,11 +5,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from kits_cascade.environment import NnunetFolders, nnunet_folders
 from kits_cascade.files import write_json
-from kits_cascade.nifti import write_volume
+from kits_cascade.nnunet_folders import NnunetFolders, open_folders
 from kits_cascade.stages import READER, SOURCE_CLASS_ORDER, SOURCE_LABELS
-from kits_cascade.volume import volume_from_stored
+from kits_cascade.volumes.nifti import write_volume
+from kits_cascade.volumes.volume import volume_from_stored
 
 ORIENTATIONS = ("LPS", "RAS", "SPL", "IAR", "PIR", "ASL")
 
@@ -48,7 +48,7 @@ def stored(array, codes: str):
 
 def make_source(root: Path, count: int = 4, names=None, shape=(36, 44, 40)) -> NnunetFolders:
     """Dataset220_KiTS in the folders below ``root``."""
-    folders = nnunet_folders(root)
+    folders = open_folders(root)
     folder = folders.raw / "Dataset220_KiTS"
     names = names or [f"case_{index:05d}" for index in range(count)]
     for index, name in enumerate(names):

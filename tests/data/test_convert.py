@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from kits_cascade.data.convert import convert_dataset
-from kits_cascade.environment import nnunet_folders
 from kits_cascade.errors import CaseError, DatasetError, UsageError
+from kits_cascade.nnunet_folders import open_folders
 from kits_cascade.stages import SOURCE_CLASS_ORDER, SOURCE_LABELS
 
 # The stored axes of all published cases: z, y, x, each reversed.
@@ -58,7 +58,7 @@ def source(tmp_path):
 def folders(tmp_path, monkeypatch):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, "")
-    return nnunet_folders(tmp_path / "nnU-Net")
+    return open_folders(tmp_path / "nnU-Net")
 
 
 def snapshot(folder):

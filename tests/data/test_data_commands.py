@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kits_cascade.cli.app import app
-from kits_cascade.cli.transfer_bar import describe, transfer_bar
+from kits_cascade.cli.bars import describe, transfer_bar
 from kits_cascade.data import download as room
 from kits_cascade.data.transfer import Expected, Meter
 from tests.conftest import REPOSITORY

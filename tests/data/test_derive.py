@@ -18,9 +18,10 @@ from kits_cascade.data.datasets import select_stages
 from kits_cascade.data.derive import derive_stages
 from kits_cascade.errors import DatasetError, UsageError
 from kits_cascade.files import TEMPORARY_MARK, read_json
-from kits_cascade.geometry import Box, roi_box
-from kits_cascade.nifti import read_volume, write_volume
-from kits_cascade.volume import volume_from_array
+from kits_cascade.volumes.geometry import Box
+from kits_cascade.volumes.nifti import read_volume, write_volume
+from kits_cascade.volumes.roi_boxes import roi_box
+from kits_cascade.volumes.volume import volume_from_array
 
 from .small import make_source, stored, tree, write_source_json
 
@@ -212,7 +213,7 @@ def test_bad_cases_are_reported_and_left_out(tmp_path):
     report = derive_stages(folders, jobs=1)
     assert report.derived == ["case_00004"]
     reasons = [report.failed[f"case_{number:05d}"] for number in range(4)]
-    for reason, words in zip(reasons, ("truncated", "no kidney", "do not share one grid", "no such file")):
+    for reason, words in zip(reasons, ("truncated", "no kidney", "must share one grid", "no such file")):
         assert words in reason
     for number in NAMES:
         assert read_json(raw(folders, number) / "dataset.json")["numTraining"] == 1
@@ -323,7 +324,7 @@ import sys, time
 from pathlib import Path
 from kits_cascade import files
 from kits_cascade.data.derive import derive_stages
-from kits_cascade.environment import nnunet_folders
+from kits_cascade.nnunet_folders import nnunet_folders
 if __name__ == "__main__":
     derive_stages(nnunet_folders(Path(sys.argv[1])), jobs=2)
 """

@@ -8,9 +8,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from kits_cascade.data.figures import write_figures
-from kits_cascade.data.stats import HU_LOW, case_stats, collect_stats, diameter_mm, hu_summary, summary, write_tables
+from kits_cascade.data.stats import HU_LOW, case_stats, collect_stats, diameter_mm
 from kits_cascade.errors import DatasetError
+from kits_cascade.report.stats_figures import write_figures
+from kits_cascade.report.stats_tables import hu_summary, summary, write_tables
 
 KITS_AFFINE = np.array([[0, 0, -0.5, 0], [0, -0.5, 0, 0], [-2.0, 0, 0, 0], [0, 0, 0, 1]])
 
@@ -176,7 +177,7 @@ def test_raw_dataset_gives_the_same(folder, tmp_path):
 
 
 def test_real_mask_agrees_with_its_published_counts(kits23):
-    from kits_cascade.data.layouts import KitsCase
+    from kits_cascade.volumes.kits import KitsCase
 
     rows = {row["case"]: row for row in read(kits23 / "geometry.csv")}
     path = min((kits23 / "masks").glob("*/segmentation.nii.gz"), key=lambda p: p.stat().st_size)

@@ -10,7 +10,7 @@ import pytest
 from kits_cascade.errors import DatasetError, UsageError
 from kits_cascade.evaluation.score import CASES_CSV, FULL_JSON, OFFICIAL_CSV, ScoreTable, evaluate_folder
 from kits_cascade.files import read_json
-from tests.evaluation.conftest import AFFINE, label_map, write
+from tests.evaluation.small_scores import AFFINE, label_map, write
 
 
 def test_the_official_scores_to_the_letter(kits23, tmp_path):

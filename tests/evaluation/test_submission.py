@@ -8,7 +8,7 @@ import pytest
 
 from kits_cascade.errors import DatasetError, KitsCascadeError
 from kits_cascade.evaluation.submission import check_submission, write_zip
-from tests.evaluation.conftest import AFFINE, label_map, write
+from tests.evaluation.small_scores import AFFINE, label_map, write
 
 NAMES = ["case_00589.nii.gz", "case_00590.nii.gz"]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from kits_cascade.environment import VARIABLES, nnunet_folders
 from kits_cascade.errors import EnvironmentNotReadyError
 from kits_cascade.files import TEMPORARY_MARK, atomic_path, link_or_copy, read_json, sweep_temporary, write_json
+from kits_cascade.nnunet_folders import VARIABLES, open_folders
 
 
 def test_a_failing_writer_leaves_the_old_file(tmp_path):
@@ -41,10 +41,10 @@ def test_missing_variables_are_named(monkeypatch, tmp_path):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(EnvironmentNotReadyError, match=r"nnUNet_raw.*--nnunet-dir.*export"):
-        nnunet_folders()
+        open_folders()
     for name in VARIABLES:
         monkeypatch.setenv(name, "to be restored")
-    folders = nnunet_folders(tmp_path)
+    folders = open_folders(tmp_path)
     assert folders.raw == tmp_path / "nnUNet_raw"
     assert os.environ["nnUNet_results"] == str(tmp_path / "nnUNet_results")
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from kits_cascade.labels import CYST, KIDNEY, TUMOR
 from kits_cascade.stages import COARSE, KIDNEY_STAGE, MASSES_STAGE, PLANS_NAME
-from kits_cascade.volume import volume_from_array
+from kits_cascade.volumes.volume import volume_from_array
 
 CLIP = {"mean": 50.0, "std": 100.0, "percentile_00_5": -200.0, "percentile_99_5": 300.0}
 FAT, PARENCHYMA, SOLID, WATER = -100, 150, 260, 5

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from kits_cascade.geometry import Box
-from kits_cascade.inference.orchestrate import paint, paste
+from kits_cascade.inference.pipeline import paint, paste
 from kits_cascade.inference.postprocess import postprocess
-from kits_cascade.inference.roi import regions_of, without_strangers
-from kits_cascade.nifti import case_name, read_labels, read_volume, write_volume
+from kits_cascade.inference.roi import without_strangers
 from kits_cascade.stages import COARSE, KIDNEY_STAGE, MASSES_STAGE, MASSES_TUMOR, ROI_MARGIN_MM
+from kits_cascade.volumes.geometry import Box
+from kits_cascade.volumes.nifti import case_name, read_labels, read_volume, write_volume
+from kits_cascade.volumes.roi_boxes import kidney_boxes
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -67,7 +68,7 @@ def manual_cascade(images, out, results, regions=None, step=0.5, coarse_step=0.7
     own, near = {}, {}
     for name in cases:
         mask = read_labels(coarse / f"{name}.nii.gz")
-        own[name] = regions_of(mask.array, mask.spacing, margin_mm)
+        own[name] = kidney_boxes(mask.array, mask.spacing, margin_mm)
         near[name] = mask.array
     regions = regions or {name: [(box, box) for box in boxes] for name, boxes in own.items()}
     for name, path in cases.items():

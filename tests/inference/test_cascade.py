@@ -6,12 +6,13 @@ import pytest
 
 from kits_cascade import Cascade
 from kits_cascade.errors import UsageError
-from kits_cascade.geometry import Box
 from kits_cascade.inference.cascade import CascadeOptions, Speed
-from kits_cascade.inference.orchestrate import paint, paste, run_cascade
-from kits_cascade.inference.roi import FineGrid, merged, regions_of, sampled, surroundings
+from kits_cascade.inference.pipeline import paint, paste, run_cascade
+from kits_cascade.inference.roi import FineGrid, mask_on_grid, surroundings
 from kits_cascade.labels import CYST, KIDNEY, TUMOR
-from kits_cascade.volume import volume_from_array
+from kits_cascade.volumes.geometry import Box
+from kits_cascade.volumes.roi_boxes import kidney_boxes, merge_boxes
+from kits_cascade.volumes.volume import volume_from_array
 from tests.inference.oracle import HU, Oracle
 
 SPACING = (4.0, 2.0, 2.0)
@@ -175,27 +176,27 @@ def test_regions_never_cost_more_than_one_box_and_ignore_specks():
     mask[10:30, 20:40, 10:30] = True
     mask[10:30, 20:40, 90:110] = True
     mask[0, 0, 0] = True  # 16 mm3
-    boxes = regions_of(mask, SPACING, 20.0)
+    boxes = kidney_boxes(mask, SPACING, 20.0)
     assert boxes == [Box((5, 10, 0), (35, 50, 40)), Box((5, 10, 80), (35, 50, 120))]
-    assert regions_of(np.zeros((3, 3, 3), bool), SPACING, 20.0) == []
+    assert kidney_boxes(np.zeros((3, 3, 3), bool), SPACING, 20.0) == []
     only_speck = np.zeros((40, 60, 120), bool)
     only_speck[20, 30, 60] = True
-    assert len(regions_of(only_speck, SPACING, 20.0)) == 1
+    assert len(kidney_boxes(only_speck, SPACING, 20.0)) == 1
 
 
 def test_merging_goes_on_until_no_two_meet():
     chain = [Box((0, 0, i), (5, 5, i + 4)) for i in (0, 6, 12)] + [Box((0, 0, 3), (5, 5, 13))]
-    assert merged(chain) == [Box((0, 0, 0), (5, 5, 16))]
+    assert merge_boxes(chain) == [Box((0, 0, 0), (5, 5, 16))]
     apart = [Box((0, 0, 0), (2, 2, 2)), Box((7, 7, 7), (9, 9, 9))]
-    assert merged(apart) == apart
+    assert merge_boxes(apart) == apart
 
 
 def test_sampled_takes_the_nearest_voxel():
     mask = np.zeros((2, 2, 2), bool)
     mask[1, 1, 1] = True
-    whole = sampled(mask, Box.full((4, 6, 2)), (4, 6, 2))
+    whole = mask_on_grid(mask, Box.full((4, 6, 2)), (4, 6, 2))
     np.testing.assert_array_equal(whole, mask.repeat(2, 0).repeat(3, 1))
-    np.testing.assert_array_equal(sampled(mask, Box((1, 2, 0), (4, 6, 2)), (4, 6, 2)), whole[1:, 2:])
+    np.testing.assert_array_equal(mask_on_grid(mask, Box((1, 2, 0), (4, 6, 2)), (4, 6, 2)), whole[1:, 2:])
 
 
 # --- from Python

@@ -14,21 +14,17 @@ from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_forn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from kits_cascade.errors import ModelError
-from kits_cascade.geometry import Box
-from kits_cascade.inference.models import resolve_models
-from kits_cascade.inference.nnunet import (
-    PLAN_NETWORK_TRAINERS,
-    NnunetPredictors,
-    StageNetwork,
-    TileOptions,
-    choose_device,
-    plan_method,
-)
-from kits_cascade.inference.resample import Method, new_shape, resample
+from kits_cascade.inference.nnunet.plan_rules import plan_method
+from kits_cascade.inference.nnunet.predictors import NnunetPredictors
+from kits_cascade.inference.nnunet.resample import Method, new_shape, resample
+from kits_cascade.inference.nnunet.stage import StageNetwork
+from kits_cascade.inference.nnunet.tiles import PLAN_NETWORK_TRAINERS, TileOptions, choose_device
 from kits_cascade.inference.roi import FineGrid
+from kits_cascade.models.choose import resolve_models
 from kits_cascade.stages import COARSE, KIDNEY_STAGE, MASSES_STAGE
 from kits_cascade.training import demo_trainers, trainers
 from kits_cascade.training.base import KitsTrainer
+from kits_cascade.volumes.geometry import Box
 from tests.inference.handmade import make_case, write_model, write_models
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # torch.jit, in what nnU-Net's search imports
@@ -69,7 +65,7 @@ def test_resampling_in_slabs_is_seamless(monkeypatch):
     array = np.random.default_rng(0).normal(size=(40, 31, 20)).astype(np.float32)
     for method in (Method(3), Method(1), Method(3, separate=0), Method(1, separate=0), Method(0)):
         whole = resample(array, (23, 40, 25), method)
-        monkeypatch.setattr("kits_cascade.inference.resample._SLAB_VOXELS", 1300)
+        monkeypatch.setattr("kits_cascade.inference.nnunet.resample._SLAB_VOXELS", 1300)
         torch.testing.assert_close(resample(array, (23, 40, 25), method), whole, atol=1e-5, rtol=0)
         monkeypatch.undo()
 

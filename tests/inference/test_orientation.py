@@ -9,10 +9,10 @@ from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, i
 
 from kits_cascade import Cascade
 from kits_cascade.inference.cascade import CascadeOptions
-from kits_cascade.inference.inputs import find_cases
-from kits_cascade.inference.manifest import RunManifest
-from kits_cascade.inference.models import resolve_models
-from kits_cascade.inference.runner import Runner
+from kits_cascade.models.choose import resolve_models
+from kits_cascade.runs.manifest import RunManifest
+from kits_cascade.runs.runner import Runner
+from kits_cascade.volumes.find import find_inputs
 from tests.inference.handmade import make_case, write_models
 from tests.inference.oracle import HU, Oracle
 from tests.inference.test_cascade import SPACING, two_kidneys
@@ -60,7 +60,7 @@ def test_all_48_orders_and_an_oblique_scan(tmp_path):
     nib.save(stored(HU[labels], oblique(affine), ORIENTATIONS[13]), tmp_path / "in_oblique.nii.gz")
     out = tmp_path / "out"
     cascade = Cascade(predictors=Oracle(), options=CascadeOptions(postprocess=None))
-    summary = Runner(lambda: cascade, out, RunManifest(out)).run(find_cases(tmp_path))
+    summary = Runner(lambda: cascade, out, RunManifest(out)).run(find_inputs(tmp_path))
     assert len(summary.done) == 49
     codes = set()
     for case in summary.done:

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from kits_cascade.geometry import Box
 from kits_cascade.inference.cascade import CascadeOptions, Speed
-from kits_cascade.inference.models import resolve_models
-from kits_cascade.inference.predict import predict_folder
 from kits_cascade.labels import REGIONS
-from kits_cascade.nifti import read_labels, write_volume
+from kits_cascade.models.choose import resolve_models
+from kits_cascade.runs.predict import predict_folder
 from kits_cascade.stages import KIDNEY_STAGE, MASSES_STAGE
+from kits_cascade.volumes.geometry import Box
+from kits_cascade.volumes.nifti import read_labels, write_volume
 from tests.inference.handmade import PATCH, dice, make_case, write_models
 from tests.inference.manual import manual_cascade, regions_of_run
 

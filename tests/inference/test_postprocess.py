@@ -3,11 +3,11 @@ import csv
 import numpy as np
 import pytest
 
-from kits_cascade.components import dilated_mm
-from kits_cascade.geometry import Box
 from kits_cascade.inference.postprocess import CYST_MM3, TUMOR_MM3, PostprocessOptions, postprocess
 from kits_cascade.labels import CYST, KIDNEY, REGIONS, TUMOR
-from kits_cascade.nifti import read_labels
+from kits_cascade.volumes.components import dilated_mm
+from kits_cascade.volumes.geometry import Box
+from kits_cascade.volumes.nifti import read_labels
 
 SPACING = (5.0, 1.0, 1.0)
 PUBLISHED = PostprocessOptions(min_voxels=(20000, 200, 50))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kits_cascade.files import read_json
-from kits_cascade.nifti import read_labels
+from kits_cascade.volumes.nifti import read_labels
 from tests.training.tiny import folders_in, write_tiny
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kits_cascade.errors import UsageError
-from kits_cascade.training.options import TrainerOptions
+from kits_cascade.training.trainer_options import TrainerOptions
 
 
 def test_defaults_and_their_order():

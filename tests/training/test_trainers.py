@@ -16,10 +16,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 import kits_cascade
 from kits_cascade.errors import DatasetError, MissingExtraError, UsageError
-from kits_cascade.nifti import read_labels
 from kits_cascade.training import base, trainers
 from kits_cascade.training.augment import OnChannels, PerturbPrior
 from kits_cascade.training.losses import SurfaceOverlapLoss, WithExtraTerm
+from kits_cascade.volumes.nifti import read_labels
 from tests.training.tiny import inline_workers, plans_for, write_tiny
 
 SHORT = {"num_epochs": 2, "num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 1, "seed": 1}

@@ -12,13 +12,13 @@ import numpy as np
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from kits_cascade.environment import NnunetFolders
 from kits_cascade.files import write_json
-from kits_cascade.geometry import roi_box
-from kits_cascade.nifti import write_volume
-from kits_cascade.phantom import make_case
+from kits_cascade.nnunet_folders import NnunetFolders
 from kits_cascade.stages import KIDNEY_CHANNEL, PLANS_NAME, READER
-from kits_cascade.volume import volume_from_array
+from kits_cascade.synthetic.phantom import make_case
+from kits_cascade.volumes.nifti import write_volume
+from kits_cascade.volumes.roi_boxes import roi_box
+from kits_cascade.volumes.volume import volume_from_array
 
 REGIONS = {"kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2}
 # Kind: labels, regions_class_order, how the KiTS labels 0..3 are written, kidney mask as second channel

@@ -12,13 +12,13 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from kits_cascade.files import read_json
-from kits_cascade.geometry import Box
-from kits_cascade.inference.models import StageModel
-from kits_cascade.inference.nnunet.network import Predictor, TileOptions, load_predictor
-from kits_cascade.inference.nnunet.plans import BY_VOXEL, normalizer, not_empty, plan_method, unchanged
-from kits_cascade.inference.resample import new_shape, resample
+from kits_cascade.inference.nnunet.plan_rules import BY_VOXEL, box_of_nonzero, normalizer, plan_method, unchanged
+from kits_cascade.inference.nnunet.resample import new_shape, resample
+from kits_cascade.inference.nnunet.tiles import Predictor, TileOptions, load_predictor
 from kits_cascade.inference.roi import FineGrid
-from kits_cascade.volume import Array, Spacing
+from kits_cascade.models.network import StageModel
+from kits_cascade.volumes.geometry import Box
+from kits_cascade.volumes.volume import Array, Spacing
 
 # Logits where no tile was predicted: surely background, but small enough to be interpolated with.
 _NOT_PREDICTED: Final = -20.0
@@ -78,7 +78,7 @@ class StageNetwork:
         forward = self.plans.transpose_forward
         turned = [channel.transpose(forward) for channel in channels]
         turned_spacing = cast("Spacing", tuple(spacing[i] for i in forward))
-        box = not_empty(turned)
+        box = box_of_nonzero(turned)
         cropped = [box.crop(channel) for channel in turned]
         parts = []
         for number, channel in enumerate(cropped):

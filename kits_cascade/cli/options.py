@@ -1,0 +1,90 @@
+"""Options that several commands share, and what turns their text into values; each is declared here, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+NnunetDir = Annotated[
+    Path | None, typer.Option(help="Folder that holds nnU-Net's three folders, instead of the variables.")
+]
+Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Cases at a time; all processors by default.")]
+Stages = Annotated[
+    str,
+    typer.Option(
+        metavar="LIST",
+        help="Stages to work on, with commas: ids (221), names (coarse, kidney, masses), or ids of your own "
+        "(kidney=322, or three ids in the order coarse, kidney, masses).",
+    ),
+]
+SourceId = Annotated[int, typer.Option("-d", "--dataset-id", min=1, max=999, help="Source dataset.")]
+MarginMm = Annotated[float, typer.Option(min=0, help="Room around kidneys and masses in the ROI, in mm.")]
+Preset = Annotated[
+    str, typer.Option(help="Plan preset: default, resenc-l, demo, or the path of a JSON overlay of your own.")
+]
+GpuMemory = Annotated[
+    int | None, typer.Option(metavar="GB", help="Size of the default preset: 8 (the default), 24 or 40.")
+]
+Models = Annotated[
+    Path | None,
+    typer.Option("-m", "--models", help="Folder or zip of `models export`; by default those in nnUNet_results."),
+]
+Model = Annotated[
+    list[str] | None,
+    typer.Option(help="Which network where several are trained: STAGE=PATTERN over trainer__plans__configuration."),
+]
+Folds = Annotated[list[str] | None, typer.Option("-f", "--folds", help="Folds: -f 0 1 2; by default all trained.")]
+MoreFolds = Annotated[list[str] | None, typer.Argument(hidden=True, help="More folds: -f 0 1 2.")]
+Checkpoint = Annotated[str | None, typer.Option(help="File name of the checkpoints; checkpoint_final.pth by default.")]
+Ids = Annotated[str, typer.Option(help="Dataset ids of the three stages.")]
+OnEmpty = Literal["empty", "full"]
+
+
+def parse_folds(first: list[str] | None, more: list[str] | None) -> list[int | str] | None:
+    """``-f 0 1 2``, ``-f 0 -f 1`` and ``-f 0,1`` alike."""
+    from kits_cascade.errors import UsageError
+
+    if more and not first:
+        raise UsageError(f"unexpected argument {more[0]!r}; inputs are given with -i, outputs with -o")
+    given = [part for entry in [*(first or []), *(more or [])] for part in entry.split(",") if part]
+    wrong = [part for part in given if not part.isdigit() and part != "all"]
+    if wrong:
+        raise UsageError(f"-f takes fold numbers or all, not {wrong[0]!r}")
+    return [int(part) if part.isdigit() else part for part in given] or None
+
+
+def parse_choices(model: list[str] | None) -> dict[str, str]:
+    """The networks chosen by stage."""
+    from kits_cascade.errors import UsageError
+    from kits_cascade.stages import STAGE_BY_KEY
+
+    choices = {}
+    for entry in model or []:
+        stage, separator, pattern = entry.partition("=")
+        if not separator or stage not in STAGE_BY_KEY:
+            raise UsageError(f"--model {entry}: give STAGE=PATTERN, with STAGE one of {', '.join(STAGE_BY_KEY)}")
+        choices[stage] = pattern
+    return choices
+
+
+def parse_triple(text: str | None, option: str = "--min-voxels") -> tuple[int, int, int] | None:
+    """Three whole numbers."""
+    from kits_cascade.errors import UsageError
+
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+        raise UsageError(f"{option} {text}: give three whole numbers with commas between them")
+    first, second, third = (int(part) for part in parts)
+    return first, second, third
+
+
+def parse_ids(text: str) -> dict[str, int]:
+    """Dataset ids by stage."""
+    from kits_cascade.stages import STAGES
+
+    numbers = parse_triple(text, "--ids") or ()
+    return {stage.key: number for stage, number in zip(STAGES, numbers, strict=True)}

@@ -1,0 +1,108 @@
+"""Commands of the recipes: train, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kits_cascade.cli.options import GpuMemory, MarginMm, NnunetDir, Preset, SourceId, Stages
+from kits_cascade.cli.root import app
+
+
+@app.command()
+def train(
+    folds: Annotated[str, typer.Option(help="Folds to train, with commas: 0 to 4, or all.")] = "0,1,2,3,4",
+    stages: Stages = "221,222,223",
+    trainer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trainer",
+            metavar="STAGE=NAME",
+            help="Trainer of a stage, such as coarse=nnUNetTrainer; several with commas: "
+            "masses=MassTrainer,TumorTrainer.",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="LIST", help="cuda, cpu, mps, or several GPUs, each with a fold: cuda:0,cuda:1.")
+    ] = "cuda",
+    preset: Preset = "default",
+    gpu_memory: GpuMemory = None,
+    source_id: SourceId = 220,
+    margin_mm: MarginMm = 20.0,
+    oof: Annotated[
+        str,
+        typer.Option(
+            help="ROI and kidney channel from out-of-fold predictions: auto (where all cases have one), require, "
+            "or never (from the labels)."
+        ),
+    ] = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Derive anew what was derived with other options.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands, and run none.")] = False,
+    nnunet_dir: NnunetDir = None,
+) -> None:
+    """Train the whole cascade: 221, its out-of-fold predictions, 222 and 223 derived from them, and both of these.
+
+    Runs nnU-Net's own commands. Stopped and started again, it goes on without repeating a finished fold.
+    """
+    from kits_cascade.errors import UsageError
+    from kits_cascade.nnunet_folders import open_folders
+    from kits_cascade.recipes import train
+
+    chosen: dict[str, list[str]] = {}
+    for text in trainer or []:
+        key, sign, names = text.partition("=")
+        if not sign:
+            raise UsageError(f"--trainer takes STAGE=NAME, such as masses=TumorTrainer, not '{text}'")
+        chosen[key] = names.split(",")
+    if oof not in train.OOF_CHOICES:
+        raise UsageError(f"--oof takes {', '.join(train.OOF_CHOICES)}, not '{oof}'")
+    report = train.train(
+        open_folders(nnunet_dir),
+        folds=folds.split(","),
+        trainers=chosen,
+        devices=device.split(","),
+        preset=preset,
+        gpu_memory_gb=gpu_memory,
+        stages=stages.split(","),
+        source_id=source_id,
+        margin_mm=margin_mm,
+        oof=oof,  # type: ignore[arg-type]
+        overwrite=overwrite,
+        dry_run=dry_run,
+        progress=lambda done, total, what: None if dry_run else typer.echo(f"[{done + 1}/{total}] {what}"),
+    )
+    for step in report.steps if dry_run else []:
+        typer.echo(step.shown())
+    for title in report.finished_before:
+        typer.echo(f"finished before: {title}", err=dry_run)
+    for note in report.notes:
+        typer.echo(f"note: {note}", err=dry_run)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything that the demo makes.")] = Path("demo"),
+    cases: Annotated[int, typer.Option(min=5, help="Phantoms to learn from.")] = 40,
+    held_out: Annotated[int, typer.Option(min=1, help="Phantoms to be tested on.")] = 12,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few training steps only: shows that all runs; the scores mean nothing.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cuda, cpu or mps.")] = "auto",
+) -> None:
+    """Run the whole mission from nothing: phantoms, training, prediction, scores, a picture. Minutes, without a GPU.
+
+    Run again, it goes on from where it was.
+    """
+    import time
+
+    from kits_cascade.recipes import demo as whole
+
+    begin = time.monotonic()
+    plan = whole.Demo(out, cases, held_out, quick, whole.best_device() if device == "auto" else device)
+    scores = whole.run(plan, typer.echo)
+    for line in ("", *whole.summary(plan, scores, time.monotonic() - begin)):
+        typer.echo(line)

@@ -1,0 +1,198 @@
+"""Trained networks as one zip, and back: nothing in a bundle is run, and nothing is written outside the target.
+
+A bundle holds, for each network, ``Dataset.../Trainer__Plans__Configuration/`` with dataset.json, plans.json and the
+checkpoints, as nnU-Net lays them out, and one manifest with the size and SHA-256 of every file. The checkpoints are
+stripped to what prediction needs: no optimizer, a third of the size, and nothing but tensors and plain values.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from kits_cascade.errors import ModelError
+from kits_cascade.files import atomic_path, sha256, write_json
+from kits_cascade.models.checkpoint import check_plans, strip_checkpoint
+from kits_cascade.models.network import (
+    MANIFEST,
+    CascadeModels,
+    Fold,
+    StageModel,
+    group_masses,
+    read_network,
+    with_folds,
+)
+from kits_cascade.models.unpack import CHUNK, FORMAT, FORMAT_VERSION, bundle_key, read_bundle_manifest, unpack_bundle
+from kits_cascade.stages import STAGES
+from kits_cascade.version import __version__
+
+_DATE: Final = (1980, 1, 1, 0, 0, 0)  # the same models give the same bytes
+
+
+def bundle_path(out: Path) -> Path:
+    """Where a bundle is written: the ending .zip is added where there is none."""
+    return out if out.suffix == ".zip" else out.with_name(out.name + ".zip")
+
+
+def export_models(models: CascadeModels, out: Path) -> Path:
+    """Write a bundle (see :func:`bundle_path` for its name)."""
+    for model in models.all:
+        check_plans(model.folder / "plans.json")  # what an import would refuse is better refused here
+    out = bundle_path(out)
+    entries: dict[str, dict[str, Any]] = {}
+    with (
+        _writing(out, "choose another place for the bundle"),
+        tempfile.TemporaryDirectory(prefix="kits-cascade-") as folder,
+        atomic_path(out) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
+    ):
+        for model in models.all:
+            for path in model.files:
+                name = f"{model.dataset}/{model.name}/{path.relative_to(model.folder).as_posix()}"
+                source = path
+                if path.suffix == ".pth":
+                    source = Path(folder) / "stripped.pth"
+                    strip_checkpoint(path, source)
+                entries[name] = {"sha256": sha256(source), "bytes": source.stat().st_size}
+                _add(archive, name, source)
+        content = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "made_by": f"kits-cascade {__version__}",
+            "stages": [_stage_entry(model) for model in models.all],
+            "files": entries,
+        }
+        archive.writestr(zipfile.ZipInfo(MANIFEST, _DATE), json.dumps(content, indent=2))
+    return out
+
+
+def _stage_entry(model: StageModel) -> dict[str, Any]:
+    return {
+        "stage": model.key,
+        "folder": f"{model.dataset}/{model.name}",
+        "folds": list(model.folds),
+        "checkpoint": model.checkpoint,
+        "outputs": list(model.outputs),
+    }
+
+
+def _add(archive: zipfile.ZipFile, name: str, source: Path) -> None:
+    info = zipfile.ZipInfo(name, _DATE)
+    # Weights do not compress, and a checkpoint that is stored can be read at full speed.
+    info.compress_type = zipfile.ZIP_STORED if name.endswith(".pth") else zipfile.ZIP_DEFLATED
+    info.external_attr = 0o644 << 16
+    with source.open("rb") as stream, archive.open(info, "w", force_zip64=True) as target:
+        shutil.copyfileobj(stream, target, CHUNK)
+
+
+def import_models(bundle: Path, target: Path, *, overwrite: bool = False, manifest: bool = True) -> list[Path]:
+    """Check a bundle and unpack it into ``target``; the folders of the networks.
+
+    With its ``manifest`` the folder can be given in place of the bundle; nnU-Net's results folder, which may hold other
+    networks too, needs none. Everything is unpacked beside the target first, and moved there when all of it is sound.
+    """
+    with _writing(target, "choose another folder with --to"):
+        return _imported(bundle, target, overwrite, manifest)
+
+
+def _imported(bundle: Path, target: Path, overwrite: bool, manifest: bool) -> list[Path]:
+    target.mkdir(parents=True, exist_ok=True)
+    with unpack_bundle(bundle, target) as (content, folder):
+        names = list(dict.fromkeys(stage["folder"] for stage in content["stages"]))
+        clashes = [name for name in names if (target / name).exists() and not _same(content, target, name)]
+        if clashes and not overwrite:
+            raise ModelError(
+                f"{target} holds other networks of the same name: {', '.join(clashes)}; nothing was changed. "
+                "Give --overwrite to replace them, or another folder with --to"
+            )
+        for name in names:
+            _replace(folder / name, target / name)
+        if manifest:
+            write_json(target / MANIFEST, content)
+    return [target / name for name in names]
+
+
+def _same(content: dict[str, Any], target: Path, folder: str) -> bool:
+    """Whether all files of a network are there already, as the bundle has them."""
+    files = {name: entry for name, entry in content["files"].items() if name.startswith(folder + "/")}
+    return all((target / name).is_file() and sha256(target / name) == files[name]["sha256"] for name in files)
+
+
+def _replace(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        shutil.rmtree(target)
+    source.replace(target)
+
+
+def open_bundle(source: Path) -> Path | None:
+    """The folder of a bundle, given as a zip or unpacked; None where ``source`` is a folder without a manifest.
+
+    A zip is unpacked once, into the user's cache, and recognised by its manifest the next time.
+    """
+    if not source.exists():
+        raise ModelError(f"{source}: no such file or folder; needed is a bundle made by kits-cascade models export")
+    if source.is_dir():
+        if not (source / MANIFEST).is_file():
+            return None
+        return source
+    key = bundle_key(source)
+    remedy = f"set XDG_CACHE_HOME, or unpack it yourself: kits-cascade models import {source} --to DIR"
+    with _writing(_cache_folder(), remedy):
+        return _cached(source, key)
+
+
+def _cached(source: Path, key: str) -> Path:
+    cache = _cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    target = cache / key
+    if not (target / MANIFEST).is_file():
+        with unpack_bundle(source, cache) as (content, folder):
+            write_json(folder / MANIFEST, content)
+            try:
+                folder.replace(target)
+            except OSError:  # another process was faster
+                if not (target / MANIFEST).is_file():
+                    raise
+    return target
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "kits-cascade" / "models"
+
+
+@contextmanager
+def _writing(where: Path, remedy: str) -> Iterator[None]:
+    """A full disk or a folder that belongs to someone else is no reason for a traceback."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"{where}: cannot be written ({error.strerror or error}); {remedy}") from error
+
+
+def read_bundled_networks(folder: Path, folds: Sequence[Fold] | None) -> CascadeModels:
+    """The networks of an unpacked bundle: its manifest says which one serves which stage."""
+    content = read_bundle_manifest(folder)
+    found: dict[str, list[StageModel]] = {stage.key: [] for stage in STAGES}
+    for entry in content["stages"]:
+        model = read_network(folder / entry["folder"], entry["stage"], entry["checkpoint"])
+        if model is None or entry["stage"] not in found:
+            raise ModelError(f"{folder}: no network in {entry['folder']}; import the bundle again")
+        if folds is not None and not {str(fold) for fold in folds} <= {str(fold) for fold in entry["folds"]}:
+            listed = " ".join(map(str, entry["folds"]))
+            raise ModelError(f"{folder}: the {entry['stage']} stage of this bundle has the folds {listed} only")
+        found[entry["stage"]].append(with_folds(replace(model, folds=tuple(entry["folds"])), folds))
+    masses = group_masses(found["masses"])
+    if len(found["coarse"]) != 1 or len(found["kidney"]) != 1 or len(masses) != 1:
+        raise ModelError(f"{folder}: this bundle does not hold one whole cascade; export it again")
+    checksums = {folder / name: str(entry["sha256"]) for name, entry in content["files"].items()}
+    return CascadeModels(found["coarse"][0], found["kidney"][0], masses[0], checksums)

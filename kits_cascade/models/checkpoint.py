@@ -1,0 +1,134 @@
+"""Checkpoints and plans as nnU-Net writes them, read so that nothing in them is run.
+
+nnU-Net itself unpickles checkpoints without limits, and looks classes up by the names in plans.json and calls them:
+either would let a downloaded model run any code.
+"""
+
+from __future__ import annotations
+
+import pydoc
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, Final
+
+from kits_cascade.errors import ModelError
+from kits_cascade.files import atomic_path, read_json
+
+# What prediction needs of a checkpoint, with nnU-Net's predictor too.
+_KEPT: Final = ("network_weights", "trainer_name", "inference_allowed_mirroring_axes", "current_epoch")
+_KEPT_INIT: Final = ("configuration", "fold")
+_SLACK: Final = 1 << 20
+
+_NETWORKS: Final = re.compile(r"dynamic_network_architectures\.architectures\.\w+\.\w+")
+_LAYERS: Final = re.compile(r"torch\.nn\.(modules\.\w+\.)?\w+|dynamic_network_architectures\.building_blocks\.\w+\.\w+")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content on the CPU: tensors and plain values, or an error; no code in it is run."""
+    import torch
+
+    _check_archive(path)
+    try:
+        with torch.serialization.safe_globals(_allowed()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: no such file") from error
+    except MemoryError as error:
+        raise ModelError(f"{path}: does not fit into memory") from error
+    except Exception as error:  # torch raises what the unpickler happens to meet in a hostile file
+        raise ModelError(f"{path}: not a checkpoint that is safe to load ({_brief(error)})") from error
+    if not isinstance(content, dict) or not _is_weights(content.get("network_weights")):
+        raise ModelError(f"{path}: not a checkpoint of nnU-Net: there are no network_weights in it")
+    return content
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise where a checkpoint is damaged, or holds anything but tensors and plain values."""
+    load_checkpoint(path)
+
+
+def strip_checkpoint(source: Path, target: Path) -> None:
+    """A copy of a checkpoint with what prediction needs, and no more."""
+    import torch
+
+    content = load_checkpoint(source)
+    small: dict[str, Any] = {key: content[key] for key in _KEPT if key in content}
+    small["network_weights"] = {name: tensor.contiguous() for name, tensor in content["network_weights"].items()}
+    init = content.get("init_args", {})
+    small["init_args"] = {key: init[key] for key in _KEPT_INIT if key in init}
+    axes = content.get("inference_allowed_mirroring_axes")
+    small["inference_allowed_mirroring_axes"] = None if axes is None else tuple(int(axis) for axis in axes)
+    with atomic_path(target) as temporary, temporary.open("wb") as stream:
+        torch.save(small, stream)
+
+
+def _is_weights(weights: Any) -> bool:
+    import torch
+
+    return (
+        isinstance(weights, dict)
+        and bool(weights)
+        and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in weights.items())
+    )
+
+
+def _brief(error: Exception) -> str:
+    """The telling part of torch's long advice, which recommends loading without limits."""
+    text = " ".join(str(error).split())
+    found = re.search(r"Unsupported global: GLOBAL [\w.]+|Unsupported [^.]{,80}|GLOBAL [\w.]+", text)
+    return found.group(0) if found else text[:120] or type(error).__name__
+
+
+def _allowed() -> list[Any]:
+    """What the logs and arguments in an nnU-Net checkpoint consist of besides plain values: numpy's scalars."""
+    import numpy as np
+    import torch
+
+    dtypes = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    # Files written with numpy 1 give the same function by its old path.
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *dtypes, torch.device]
+
+
+def _check_archive(path: Path) -> None:
+    """A checkpoint is a zip of stored entries: what it unpacks to is its own size, or it is a bomb."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a checkpoint as torch writes it ({error})") from error
+    if sum(info.file_size for info in infos) > path.stat().st_size + _SLACK:
+        raise ModelError(f"{path}: unpacks to far more than its own size; refused")
+
+
+def check_plans(path: Path) -> None:
+    """Raise where plans.json names anything but networks and layers: nnU-Net imports and calls what is named there."""
+    try:
+        plans = read_json(path)
+        configurations = plans["configurations"]
+        for configuration in configurations.values():
+            architecture = configuration.get("architecture")
+            if architecture is not None:
+                _check_architecture(architecture, path)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{path}: not a valid plans file ({error!r})") from error
+
+
+def _check_architecture(architecture: dict[str, Any], path: Path) -> None:
+    _check_class(architecture["network_class_name"], _NETWORKS, path)
+    arguments = architecture["arch_kwargs"]
+    for key in architecture["_kw_requires_import"]:
+        if arguments.get(key) is not None:
+            _check_class(arguments[key], _LAYERS, path)
+
+
+def _check_class(name: Any, pattern: re.Pattern[str], path: Path) -> None:
+    import torch
+
+    # The pattern keeps foreign modules from being imported; the look-up, functions and imports of allowed modules out.
+    found = pydoc.locate(name) if isinstance(name, str) and pattern.fullmatch(name) else None
+    if not (isinstance(found, type) and issubclass(found, torch.nn.Module)):
+        raise ModelError(f"{path}: names {name!r} where a network or a layer must be; refused")

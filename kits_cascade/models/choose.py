@@ -1,0 +1,144 @@
+"""Which trained networks the cascade uses: found in nnU-Net's results folder, or in an exported bundle."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from kits_cascade.errors import ModelError, UsageError
+from kits_cascade.models.bundle import open_bundle, read_bundled_networks
+from kits_cascade.models.network import (
+    MASSES,
+    TUMOR,
+    CascadeModels,
+    Fold,
+    StageModel,
+    describe_network,
+    group_masses,
+    read_network,
+    with_folds,
+)
+from kits_cascade.nnunet_folders import CHECKPOINT, folders_with_id, open_folders
+from kits_cascade.stages import STAGES, Stage
+
+
+def resolve_models(
+    source: Path | None = None,
+    *,
+    folds: Sequence[Fold] | None = None,
+    choose: Mapping[str, str] | None = None,
+    checkpoint: str | None = None,
+    dataset_ids: Mapping[str, int] | None = None,
+    results: Path | None = None,
+) -> CascadeModels:
+    """Find the networks.
+
+    ``source`` is a folder or zip made by ``kits-cascade models export``, or a folder laid out as nnUNet_results;
+    without it, nnU-Net's results folder is searched (``results``, else the variable). ``choose`` narrows a stage down
+    by a pattern over ``trainer__plans__configuration`` (a trainer's name alone will do; two patterns with a comma name
+    a pair for the masses stage), where there are several. Of a bundle only folds can be chosen.
+    """
+    defaults = {stage.key: stage.dataset_id for stage in STAGES}
+    opened = open_bundle(source) if source is not None else None
+    if opened is not None:
+        other_ids = any(number != defaults.get(key) for key, number in (dataset_ids or {}).items())
+        if choose or checkpoint or other_ids:
+            raise UsageError(f"{source} is a bundle, whose networks are chosen already: only folds can be chosen of it")
+        return read_bundled_networks(opened, folds)
+    root = source or results or _results_folder()
+    ids = defaults | dict(dataset_ids or {})
+    found = {
+        stage.key: _stage_models(root, stage, ids[stage.key], folds, (choose or {}).get(stage.key), checkpoint)
+        for stage in STAGES
+    }
+    return CascadeModels(found["coarse"][0], found["kidney"][0], found["masses"])
+
+
+def _results_folder() -> Path:
+    return open_folders(needed=("nnUNet_results",)).results
+
+
+def _stage_models(
+    results: Path,
+    stage: Stage,
+    dataset_id: int,
+    folds: Sequence[Fold] | None,
+    pattern: str | None,
+    checkpoint: str | None,
+) -> tuple[StageModel, ...]:
+    dataset = _dataset_folder(results, dataset_id, stage)
+    candidates = find_networks(dataset, stage.key, checkpoint)
+    if not candidates:
+        raise ModelError(_nothing_trained(dataset, stage, checkpoint or CHECKPOINT))
+    chosen = _chosen(candidates, pattern, dataset, stage.key)
+    return tuple(with_folds(model, folds) for model in chosen)
+
+
+def find_networks(dataset: Path, key: str, checkpoint: str | None = None) -> list[StageModel]:
+    """All trained networks of a data set's folder in nnUNet_results."""
+    folders = sorted(path for path in dataset.iterdir() if path.is_dir())
+    return [model for folder in folders if (model := read_network(folder, key, checkpoint)) is not None]
+
+
+def list_networks(results: Path, dataset_ids: Mapping[str, int], checkpoint: str | None = None) -> list[str]:
+    """One line for each trained network of the three stages."""
+    lines = []
+    for stage in STAGES:
+        datasets = folders_with_id(results, dataset_ids[stage.key])
+        models = [model for dataset in datasets for model in find_networks(dataset, stage.key, checkpoint)]
+        lines += [describe_network(model) for model in models] or [f"{stage.key}: nothing trained"]
+    return lines
+
+
+def _dataset_folder(results: Path, dataset_id: int, stage: Stage) -> Path:
+    if not results.is_dir():
+        raise ModelError(f"{results}: no such folder; it should hold the trained networks (nnUNet_results)")
+    found = folders_with_id(results, dataset_id)
+    if not found:
+        raise ModelError(
+            f"no trained network for the {stage.key} stage: {results} has no Dataset{dataset_id:03d}_*; "
+            f"train it (nnUNetv2_train {dataset_id} {stage.configuration} 0 -tr {stage.trainer}), give a bundle "
+            "with -m, or import one (kits-cascade models import FILE)"
+        )
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ModelError(f"{results}: several data sets with id {dataset_id}: {names}; move all but one away")
+    return found[0]
+
+
+def _chosen(candidates: list[StageModel], pattern: str | None, dataset: Path, key: str) -> tuple[StageModel, ...]:
+    if pattern:
+        patterns = [part.strip() for part in pattern.split(",") if part.strip()]
+        candidates = [m for m in candidates if any(_matches(m, part) for part in patterns)] or _no_match(
+            candidates, pattern, dataset, key
+        )
+    groups = group_masses(candidates) if key == "masses" else [(model,) for model in candidates]
+    if len(groups) == 1:
+        return groups[0]
+    listed = "; ".join(" + ".join(model.name for model in group) for group in groups)
+    if not groups:
+        have = ", ".join(f"{m.name} ({' + '.join(m.outputs)})" for m in candidates)
+        raise ModelError(
+            f"{dataset}: the masses stage needs one network with the regions {MASSES} and {TUMOR}, or one for each "
+            f"(MassTrainer and TumorTrainer); there is {have}"
+        )
+    raise ModelError(
+        f"{dataset}: several trained networks for the {key} stage: {listed}. Choose one: "
+        f"--model {key}={','.join(model.name for model in groups[0])} (a pattern over trainer__plans__configuration)"
+    )
+
+
+def _no_match(candidates: Iterable[StageModel], pattern: str, dataset: Path, key: str) -> list[StageModel]:
+    listed = ", ".join(model.name for model in candidates)
+    raise ModelError(f"{dataset}: no trained network for the {key} stage matches {pattern!r}; there is {listed}")
+
+
+def _matches(model: StageModel, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in (model.name, model.trainer))
+
+
+def _nothing_trained(dataset: Path, stage: Stage, checkpoint: str) -> str:
+    others = sorted({path.name for path in dataset.glob("*__*__*/fold_*/checkpoint_*.pth")} - {checkpoint})
+    hint = f"; there are {', '.join(others)}: let the training end, or give --checkpoint {others[0]}" if others else ""
+    return f"{dataset}: no network of the {stage.key} stage has a {checkpoint}{hint}"

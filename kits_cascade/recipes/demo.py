@@ -1,0 +1,160 @@
+"""The whole mission on phantoms: the commands that a user would type, each of which can be resumed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from kits_cascade.errors import KitsCascadeError
+from kits_cascade.files import read_json
+from kits_cascade.labels import REGION_NAMES
+from kits_cascade.recipes.steps import Step, run_command
+
+_TRAINERS: Final = {"coarse": "DemoTrainer", "kidney": "DemoSurfaceLossTrainer", "masses": "DemoMassesTrainer"}
+# nnU-Net starts 8 to 12 processes where it can; here each would take seconds to start, and get work for less.
+_TWO_CORES: Final = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "2", "nnUNet_compile": "f"}
+# A few hundred steps on a few phantoms: the fine networks must have seen what a wrong coarse box can hold.
+_MARGIN_MM: Final = 70
+Say = Callable[[str], None]
+
+
+class DemoError(KitsCascadeError):
+    """A step of the demo failed; the step's own words are above."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Where everything lies, and how much of it there is."""
+
+    root: Path
+    cases: int = 40
+    held_out: int = 12
+    quick: bool = False  # a few training steps only
+    device: str = "cpu"
+
+    @property
+    def truth(self) -> Path:
+        """Phantoms that no network has seen."""
+        return self.root / "held-out"
+
+    @property
+    def predictions(self) -> Path:
+        """What the cascade says of them."""
+        return self.root / "predictions"
+
+    @property
+    def scores(self) -> Path:
+        """The tables."""
+        return self.root / "scores"
+
+    @property
+    def picture(self) -> Path:
+        """Prediction beside truth."""
+        return self.root / "picture.png"
+
+    def steps(self) -> list[tuple[str, list[str]]]:
+        """Title and command of each step."""
+        train, nnunet = self.root / "phantoms", ["--nnunet-dir", str(self.root / "nnunet")]
+        kind = "DemoQuick" if self.quick else "Demo"
+        trainers = [w for s, name in _TRAINERS.items() for w in ("--trainer", f"{s}={name.replace('Demo', kind)}")]
+        device, margin = ["--device", self.device], ["--margin-mm", str(_MARGIN_MM)]
+        p, t = str(self.predictions), str(self.truth)
+        return [
+            ("Phantoms to learn from", ["phantom", "-o", str(train), "-n", str(self.cases), "--seed", "0"]),
+            ("Phantoms to be tested on", ["phantom", "-o", t, "-n", str(self.held_out), "--seed", "1"]),
+            ("KiTS folders to Dataset220", ["convert", str(train), *nnunet]),
+            ("Datasets 221, 222 and 223", ["derive-stages", *margin, *nnunet]),
+            ("Plans and preprocessing", ["plan", "--preset", "demo", *nnunet]),
+            (
+                "Three small networks, trained by nnU-Net",
+                ["train", "--preset", "demo", "--folds", "0", "--oof", "never", *margin, *device, *trainers, *nnunet],
+            ),
+            ("The cascade on the held-out phantoms", ["predict", "-i", t, "-o", p, "--no-tta", *device, *nnunet]),
+            ("Scores", ["evaluate", "-p", p, "-g", t, "-o", str(self.scores)]),
+            ("Report", ["report", p, "-g", t, "-i", t]),
+        ]
+
+
+def best_device() -> str:
+    """A GPU where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def run(demo: Demo, say: Say) -> dict[str, float]:
+    """Run all steps; the mean scores on the held-out phantoms."""
+    begin = time.monotonic()
+    steps = demo.steps()
+    for number, (title, command) in enumerate(steps, 1):
+        say(f"[{number}/{len(steps)}] {title}  ({_clock(time.monotonic() - begin)})")
+        say(f"    $ kits-cascade {shlex.join(command)}")
+        _step(title, command)
+    draw_picture(demo)
+    return mean_scores(demo.scores)
+
+
+def _step(title: str, command: list[str]) -> None:
+    limits = {name: value for name, value in _TWO_CORES.items() if name not in os.environ}
+    step = Step(title, ("kits-cascade", *command))
+    code = run_command(step.argv, limits)
+    if code != 0:
+        raise DemoError(
+            f"kits-cascade {command[0]} ended with exit code {code}; what is done is kept, run the demo again to go on"
+        )
+
+
+def mean_scores(folder: Path) -> dict[str, float]:
+    """Mean of each of the challenge's columns."""
+    rows = (folder / "evaluation.csv").read_text(encoding="utf-8").split()
+    columns = rows[0].split(",")[1:]
+    table = {row.split(",")[0]: [float(value) for value in row.split(",")[1:]] for row in rows[1:]}
+    cases = [values for name, values in table.items() if name.startswith("case")]
+    return {name: sum(values[i] for values in cases) / len(cases) for i, name in enumerate(columns)}
+
+
+def draw_picture(demo: Demo) -> None:
+    """Prediction beside truth in three planes, of the case with the median tumour Dice."""
+    from kits_cascade.report.figures import case_panel
+    from kits_cascade.volumes.nifti import read_labels, read_volume
+
+    content: dict[str, Any] = read_json(demo.scores / "evaluation.json")
+    case = _typical(content)
+    case_panel(
+        read_volume(demo.truth / case / "imaging.nii.gz"),
+        read_labels(demo.truth / case / "segmentation.nii.gz"),
+        read_labels(demo.predictions / f"{case}.nii.gz"),
+        demo.picture,
+        f"Phantom {case}",
+    )
+
+
+def _typical(content: dict[str, Any]) -> str:
+    ranked = sorted((case["scores"]["tumor"]["dice"], case["case"]) for case in content["cases"])
+    return str(ranked[len(ranked) // 2][1])
+
+
+def summary(demo: Demo, scores: dict[str, float], seconds: float) -> list[str]:
+    """What the demo ends with."""
+    lines = [f"{'':16}{'Dice':>8}{'surface':>10}"]
+    lines += [f"{name:16}{scores[f'Dice_{name}']:8.3f}{scores[f'SD_{name}']:10.3f}" for name in REGION_NAMES]
+    places = {
+        "picture": demo.picture,
+        "report": demo.predictions / "report.html",
+        "scores": demo.scores,
+        "predictions": demo.predictions,
+        "models": demo.root / "nnunet" / "nnUNet_results",
+    }
+    lines += ["", *(f"{name:16}{path}" for name, path in places.items())]
+    return [*lines, "", f"{demo.held_out} held-out phantoms; {_clock(seconds)} in all"]
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"

@@ -1,0 +1,310 @@
+"""The whole training recipe: 221, its out-of-fold predictions, 222 and 223 derived from them, and their training.
+
+Each step is a command of nnU-Net or of ours, run as a process of its own, so that ``--dry-run`` shows all there is, and
+any step can be run by hand. Finished folds are never repeated: a second run goes on where the first stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Final, Literal
+
+from kits_cascade.data.datasets import (
+    ROI_FILE,
+    SPLITS_FILE,
+    RawDataset,
+    StageSelection,
+    find_predictions,
+    open_dataset,
+    select_stages,
+)
+from kits_cascade.data.derive import read_records
+from kits_cascade.data.presets import load_preset
+from kits_cascade.data.splits import out_of_fold, read_splits
+from kits_cascade.errors import DatasetError, KitsCascadeError, UsageError
+from kits_cascade.nnunet_folders import VARIABLES, NnunetFolders
+from kits_cascade.recipes.steps import (
+    Fold,
+    Run,
+    Step,
+    check_devices,
+    check_folds,
+    continuation,
+    is_finished,
+    no_run,
+    on_device,
+    run_command,
+)
+from kits_cascade.stages import PLANS_NAME, ROI_MARGIN_MM, SOURCE_ID, STAGE_BY_KEY, Stage
+
+Progress = Callable[[int, int, str], None]
+Oof = Literal["auto", "require", "never"]
+
+_COARSE, _KIDNEY, _MASSES = STAGE_BY_KEY
+OOF_CHOICES: Final = ("auto", "require", "never")
+
+
+@dataclass
+class RecipeReport:
+    """What a run did; in a dry run, what it would do."""
+
+    steps: list[Step] = field(default_factory=list)
+    finished_before: list[str] = field(default_factory=list)  # folds that were there already
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is to be trained, and with what."""
+
+    folders: NnunetFolders
+    stages: tuple[Stage, ...]
+    trainers: Mapping[str, tuple[str, ...]]
+    folds: tuple[Fold, ...]
+    devices: tuple[str, ...]
+    preset: str
+    gpu_memory_gb: int | None
+    plans_name: str
+    source_id: int
+    margin_mm: float
+    oof: Oof
+    overwrite: bool
+
+    def model(self, stage: Stage, trainer: str) -> Path:
+        """nnU-Net's folder of a trained model."""
+        return self.folders.results / stage.dataset / f"{trainer}__{self.plans_name}__{stage.configuration}"
+
+    def stage(self, key: str) -> Stage:
+        """A stage with its id: as chosen, else as usual."""
+        return next((stage for stage in self.stages if stage.key == key), STAGE_BY_KEY[key])
+
+
+def train(
+    folders: NnunetFolders,
+    *,
+    folds: Sequence[Fold] = (0, 1, 2, 3, 4),
+    trainers: Mapping[str, str | Sequence[str]] | None = None,
+    devices: Sequence[str] = ("cuda",),
+    preset: str = "default",
+    gpu_memory_gb: int | None = None,
+    stages: StageSelection | None = None,
+    source_id: int = SOURCE_ID,
+    margin_mm: float = ROI_MARGIN_MM,
+    oof: Oof = "auto",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    run: Run = run_command,
+    progress: Progress | None = None,
+) -> RecipeReport:
+    """Walk the recipe for the chosen stages; each is derived, planned and trained before the next begins.
+
+    ``oof`` says where the ROI of 222 and 223 and the kidney channel of 223 come from: ``auto`` takes out-of-fold
+    predictions where all cases have one and says so where not, ``require`` makes that an error, ``never`` takes labels.
+    """
+    recipe = Recipe(
+        folders,
+        select_stages(stages),
+        _trainers(trainers),
+        check_folds(folds),
+        check_devices(devices),
+        preset,
+        gpu_memory_gb,
+        load_preset(preset, gpu_memory_gb).plans_name,
+        source_id,
+        margin_mm,
+        oof,
+        overwrite,
+    )
+    if oof not in OOF_CHOICES:
+        raise UsageError(f"oof is '{oof}'; it takes {', '.join(OOF_CHOICES)}")
+    source = open_dataset(folders.raw, source_id, "make it with: kits-cascade convert DIR")
+    report = RecipeReport()
+    walk = _Walk(recipe, source, report, no_run if dry_run else run, progress, dry_run)
+    for stage in recipe.stages:
+        walk.stage(stage)
+    return report
+
+
+def _trainers(given: Mapping[str, str | Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
+    result: dict[str, tuple[str, ...]] = {key: (stage.trainer,) for key, stage in STAGE_BY_KEY.items()}
+    for key, names in (given or {}).items():
+        chosen = (names,) if isinstance(names, str) else tuple(names)
+        if key not in STAGE_BY_KEY or not chosen or not all(chosen):
+            raise UsageError(
+                f"trainers are given for {', '.join(STAGE_BY_KEY)}, such as masses=TumorTrainer, not {key}={names}"
+            )
+        result[key] = chosen
+    return result
+
+
+@dataclass
+class _Walk:
+    """The state of one walk through the recipe."""
+
+    recipe: Recipe
+    source: RawDataset
+    report: RecipeReport
+    run: Run
+    progress: Progress | None
+    dry_run: bool
+    done: int = 0
+
+    @property
+    def total(self) -> int:
+        folds = len(self.recipe.folds)
+        return sum(2 + folds * len(self.recipe.trainers[stage.key]) for stage in self.recipe.stages)
+
+    def stage(self, stage: Stage) -> None:
+        """Derive, plan and train one stage."""
+        self.one(self._derive(stage))
+        self.one(self._plan(stage))
+        steps = [step for trainer in self.recipe.trainers[stage.key] for step in self._folds(stage, trainer)]
+        self._on_all_devices(steps)
+
+    def one(self, step: Step, device: str | None = None) -> None:
+        """Run a step, and stop the walk where it fails."""
+        step = step if device is None else on_device(step, device)
+        self.tell(step.title)
+        self.report.steps.append(step)
+        folders = self.recipe.folders
+        variables = dict(zip(VARIABLES, map(str, (folders.raw, folders.preprocessed, folders.results)), strict=True))
+        code = self.run(step.argv, {**variables, **dict(step.environment)})
+        if code:
+            raise KitsCascadeError(
+                f"{step.title}: ended with exit code {code} ({step.shown()}). What is finished is kept: mend the cause "
+                "(see its messages above) and run the same again"
+            )
+        self.done += 1
+
+    def tell(self, title: str) -> None:
+        if self.progress is not None:
+            self.progress(self.done, self.total, title)
+
+    def _derive(self, stage: Stage) -> Step:
+        recipe = self.recipe
+        argv = [
+            "kits-cascade",
+            "derive-stages",
+            "-d",
+            str(recipe.source_id),
+            "--stages",
+            f"{stage.key}={stage.dataset_id}",
+        ]
+        predictions: dict[str, Path] = {}
+        if stage.cropped:
+            argv += ["--margin-mm", f"{recipe.margin_mm:g}"]
+            predictions = self._predictions(stage)
+            for name, folder in predictions.items():
+                argv += [f"--{name}-predictions", str(folder)]
+        if recipe.overwrite or self._may_overwrite(stage, predictions):
+            argv.append("--overwrite")
+        return Step(f"{stage.dataset}: derive", tuple(argv))
+
+    def _plan(self, stage: Stage) -> Step:
+        argv = ["kits-cascade", "plan", "--stages", f"{stage.key}={stage.dataset_id}", "--preset", self.recipe.preset]
+        if self.recipe.gpu_memory_gb is not None:
+            argv += ["--gpu-memory", str(self.recipe.gpu_memory_gb)]
+        return Step(f"{stage.dataset}: plan and preprocess", tuple(argv))
+
+    def _folds(self, stage: Stage, trainer: str) -> Iterator[Step]:
+        recipe = self.recipe
+        for fold in recipe.folds:
+            title = f"{stage.dataset}: train fold {fold} ({trainer})"
+            folder = recipe.model(stage, trainer) / f"fold_{fold}"
+            if is_finished(folder):
+                self.report.finished_before.append(title)
+                self.done += 1
+                continue
+            argv = ["nnUNetv2_train", str(stage.dataset_id), stage.configuration, str(fold), "-tr", trainer]
+            if recipe.plans_name != PLANS_NAME:
+                argv += ["-p", recipe.plans_name]
+            yield Step(title, (*argv, *continuation(folder)))
+
+    def _on_all_devices(self, steps: list[Step]) -> None:
+        """Trainings of one stage do not depend on each other: each device takes the next one."""
+        devices = self.recipe.devices
+        if len(devices) == 1 or self.dry_run:
+            for number, step in enumerate(steps):
+                self.one(step, devices[number % len(devices)])
+            return
+        free: SimpleQueue[str] = SimpleQueue()
+        for device in devices:
+            free.put(device)
+
+        def on_next_free(step: Step) -> None:
+            device = free.get()
+            try:
+                self.one(step, device)
+            finally:
+                free.put(device)
+
+        with ThreadPoolExecutor(len(devices)) as pool:
+            futures = [pool.submit(on_next_free, step) for step in steps]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # what is running is let finish, nothing new is begun
+                raise
+
+    # --- where the ROI and the kidney channel come from ---
+
+    def _predictions(self, stage: Stage) -> dict[str, Path]:
+        """Folders of out-of-fold predictions to derive a stage from; empty: from the labels."""
+        recipe = self.recipe
+        if recipe.oof == "never":
+            return {}
+        kept = self._kept_origin(stage)
+        if kept is not None and recipe.oof == "auto" and not recipe.overwrite:
+            needed = [name for name in ("coarse", "kidney") if kept.get(f"{name}_predictions")]
+            return {name: self._model_of(name) for name in needed}
+        wanted = ("coarse",) if stage.key == _KIDNEY else ("coarse", "kidney")
+        found = {name: self._model_of(name) for name in wanted}
+        lacking = {name: why for name, folder in found.items() if (why := self._lacking(name, folder)) is not None}
+        if lacking and recipe.oof == "require":
+            raise DatasetError(f"{stage.dataset}: out-of-fold predictions are required: {'; '.join(lacking.values())}")
+        for name, why in lacking.items():
+            what = "the ROI comes" if name == "coarse" else "the kidney channel comes"
+            self.report.notes.append(f"{stage.dataset}: {what} from the labels: {why}")
+        return {name: folder for name, folder in found.items() if name not in lacking}
+
+    def _model_of(self, name: str) -> Path:
+        stage = self.recipe.stage(name)
+        return self.recipe.model(stage, self.recipe.trainers[name][0])
+
+    def _lacking(self, name: str, model: Path) -> str | None:
+        """Why there are no out-of-fold predictions of all cases; None when there are."""
+        splits = read_splits(self.source.folder / SPLITS_FILE)
+        if self.dry_run:
+            trained = {fold for fold in self.recipe.folds if isinstance(fold, int) and name in self._keys()}
+            needed = set(out_of_fold(splits).values()) if splits else set(range(5))
+            left = sorted(needed - trained - {fold for fold in needed if is_finished(model / f"fold_{fold}")})
+            return f"fold {', '.join(map(str, left))} of {model.name} is not trained" if left else None
+        try:
+            fold_of = out_of_fold(splits) if splits else None
+            find_predictions(model, self.source.cases(), self.source.ending, fold_of)
+        except (DatasetError, UsageError) as error:
+            return str(error)
+        return None
+
+    def _keys(self) -> set[str]:
+        return {stage.key for stage in self.recipe.stages}
+
+    def _kept_origin(self, stage: Stage) -> dict[str, Any] | None:
+        """How the stage's dataset was derived, if a model was trained on it: that is not changed under its feet."""
+        folder = self.recipe.folders.raw / stage.dataset
+        trained = any(self.recipe.folders.results.glob(f"{stage.dataset}/*/fold_*/checkpoint_*.pth"))
+        return read_records(folder)[0] if trained and (folder / ROI_FILE).is_file() else None
+
+    def _may_overwrite(self, stage: Stage, predictions: Mapping[str, Path]) -> bool:
+        """Whether the dataset there was made from other sources, and no model depends on it yet."""
+        folder = self.recipe.folders.raw / stage.dataset
+        if not stage.cropped or not (folder / ROI_FILE).is_file() or self._kept_origin(stage) is not None:
+            return False
+        before, _ = read_records(folder)
+        origin = {name: bool(before.get(f"{name}_predictions")) for name in ("coarse", "kidney")}
+        return any(there != (name in predictions) for name, there in origin.items())

@@ -1,0 +1,95 @@
+"""What run.json of kits-cascade predict tells the report; folders of other programs have none, and that is fine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kits_cascade.files import read_json
+from kits_cascade.runs.manifest import FAILED, RUN_JSON
+
+_INSIDE_OTHERS = "network"  # the part of the stages' seconds that the networks took
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A run in words."""
+
+    out: Path
+    content: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def read(out: Path) -> RunInfo:
+        """From a folder of predictions."""
+        try:
+            content = read_json(out / RUN_JSON)
+        except (OSError, ValueError):
+            content = {}
+        return RunInfo(out, content if isinstance(content, dict) else {})
+
+    @property
+    def cases(self) -> dict[str, Any]:
+        """The records by case."""
+        return dict(self.content.get("cases", {}))
+
+    @property
+    def about(self) -> list[tuple[str, str]]:
+        """What is known about the run as a whole."""
+        versions = ", ".join(f"{name} {version}" for name, version in dict(self.content.get("versions", {})).items())
+        rows = [
+            ("Started", str(self.content.get("started", ""))),
+            ("Device", str(self.content.get("device", ""))),
+            ("Models", "; ".join(_model(model) for model in self.content.get("models", []))),
+            ("Options", ", ".join(_flat(self.content.get("options", {})))),
+            ("Time per case", self._seconds()),
+            ("Versions", versions),
+        ]
+        return [(name, value) for name, value in rows if value]
+
+    def _seconds(self) -> str:
+        known = [record["seconds"] for record in self.cases.values() if record.get("seconds")]
+        totals = [sum(v for name, v in seconds.items() if name != _INSIDE_OTHERS) for seconds in known]
+        return f"{np.mean(totals):.1f} s on average, {max(totals):.1f} s at most" if totals else ""
+
+    @property
+    def failed(self) -> list[tuple[str, str]]:
+        """Cases that the run could not do, with the reason."""
+        records = self.cases.items()
+        return [(case, str(record.get("reason", ""))) for case, record in records if record.get("status") == FAILED]
+
+    def remarks(self, case: str) -> list[str]:
+        """Warnings and notes of a case."""
+        record = self.cases.get(case, {})
+        return [str(remark) for kind in ("warnings", "notes") for remark in record.get(kind, [])]
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """Where the images were, as far as they are still there."""
+        found = {}
+        for case, record in self.cases.items():
+            given = str(record.get("input", ""))
+            places = [place for place in (Path(given), self.out / given) if given and place.exists()]
+            if places:
+                found[case] = places[0]
+        return found
+
+
+def _model(model: Mapping[str, Any]) -> str:
+    folds = ", ".join(map(str, model.get("folds", [])))
+    parts = [str(model.get(key, "")) for key in ("trainer", "configuration")] + ([f"folds {folds}"] if folds else [])
+    return f"{model.get('stage', 'model')}: {', '.join(filter(None, parts))}"
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Options as words; those that are not set say nothing."""
+    words: list[str] = []
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            words += _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            words.append(f"{prefix}{key} {str(value).lower() if isinstance(value, bool) else value}")
+    return words

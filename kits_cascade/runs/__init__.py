@@ -1,0 +1,1 @@
+"""A folder of CTs to a folder of results."""

@@ -1,0 +1,108 @@
+"""What is written of a finished case: measured first, then a row for each kind of file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from kits_cascade.files import atomic_path, write_json
+from kits_cascade.inference.measure import LesionRow, body_midline, measure_lesions, volumes_ml
+from kits_cascade.inference.pipeline import CascadeOptions, CascadeResult
+from kits_cascade.volumes.cases import LoadedCase, write_result
+from kits_cascade.volumes.geometry import Box
+from kits_cascade.volumes.nifti import write_volume
+from kits_cascade.volumes.volume import Array, Volume, volume_from_array
+
+
+@dataclass
+class FinishedCase:
+    """A case whose labels are there, with what is needed to write it. The whole image is no longer held."""
+
+    loaded: LoadedCase
+    result: CascadeResult
+    image: Array | None  # within the bounds of all regions
+    midline: float | None
+
+    @staticmethod
+    def of(loaded: LoadedCase, result: CascadeResult) -> FinishedCase:
+        """Keep what measuring and writing need, and let the image go: the labels stand for the volume."""
+        volume, bounds = loaded.volume, result.bounds
+        image = None if bounds is None else bounds.crop(volume.array).copy()
+        light = replace(loaded, volume=replace(volume, array=result.labels))
+        return FinishedCase(light, result, image, body_midline(volume.array, volume.affine))
+
+    def measure(self) -> tuple[dict[str, float], list[LesionRow]]:
+        """Volumes in mL, and the lesions; nothing where the cascade looked nowhere."""
+        volume, bounds = self.loaded.volume, self.result.bounds or Box((0, 0, 0), (0, 0, 0))
+        if self.image is None:
+            return {}, []
+        labels = bounds.crop(self.result.labels)
+        return volumes_ml(labels, volume.spacing), measure_lesions(
+            labels, self.image, volume.spacing, volume.affine, bounds, volume.shape, self.midline
+        )
+
+
+@dataclass(frozen=True)
+class Output:
+    """One kind of file."""
+
+    name: str
+    folder: str  # in the output folder
+    wanted: Callable[[CascadeOptions], bool]
+    write: Callable[[Path, FinishedCase], None]  # into that folder
+
+
+def write_outputs(out: Path, finished: FinishedCase, options: CascadeOptions) -> Path:
+    """Write all that the options ask for; the labels come last, since with them a case counts as done."""
+    for output in OUTPUTS:
+        if output.wanted(options):
+            output.write(out / output.folder, finished)
+    return write_result(finished.loaded, finished.result.labels, out)
+
+
+def _write_stages(folder: Path, finished: FinishedCase) -> None:
+    result, volume = finished.result, finished.loaded.volume
+    folder = folder / finished.loaded.case.name
+    if result.coarse is not None:
+        coarse = on_own_grid(result.coarse, volume)
+        write_volume(folder / "coarse.nii.gz", coarse, result.coarse.astype(np.uint8))
+    if result.unprocessed is not None:
+        write_volume(folder / "before_postprocessing.nii.gz", volume, result.unprocessed)
+    shape, affine = list(volume.shape), volume.affine.tolist()
+    places = {"boxes": [b.to_json() for b in result.boxes], "crops": [b.to_json() for b in result.crops]}
+    write_json(folder / "roi.json", {**places, "shape": shape, "affine": affine})
+
+
+def on_own_grid(mask: Array, volume: Volume) -> Volume:
+    """A mask of the same field of view at another resolution, at its place in the world."""
+    scale = np.array([n / m for n, m in zip(volume.shape, mask.shape, strict=True)])[::-1]  # x, y, z
+    affine = volume.affine.copy()
+    affine[:3, :3] = volume.affine[:3, :3] * scale
+    # The outer corners of the field of view coincide, so the first voxel's centre moves by half the difference.
+    affine[:3, 3] = volume.affine[:3, 3] + volume.affine[:3, :3] @ ((scale - 1) / 2)
+    return volume_from_array(mask, affine)
+
+
+def _write_probabilities(folder: Path, finished: FinishedCase) -> None:
+    """Per region the probabilities of each fine network in its crop, half precision; they count in its box."""
+    result = finished.result
+    content: dict[str, Array] = {}
+    for number, (box, crop, stages) in enumerate(zip(result.boxes, result.crops, result.probabilities, strict=False)):
+        content[f"region{number}_box"] = np.array([box.start, box.stop])
+        content[f"region{number}_crop"] = np.array([crop.start, crop.stop])
+        for stage, values in stages.items():
+            content[f"region{number}_{stage}"] = values.astype(np.float16)
+    path = folder / f"{finished.loaded.case.name}.npz"
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **content)  # type: ignore[arg-type]
+
+
+# Beside the labels. A new kind of file is a row here.
+OUTPUTS: Final = (
+    Output("stages", "stages", lambda options: options.keep_stages, _write_stages),
+    Output("probabilities", "probabilities", lambda options: options.save_probabilities, _write_probabilities),
+)

@@ -1,0 +1,1 @@
+"""CT without patients."""

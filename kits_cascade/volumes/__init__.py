@@ -1,0 +1,1 @@
+"""A CT or a label map, in memory and in files."""

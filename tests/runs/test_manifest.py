@@ -1,0 +1,160 @@
+import csv
+import subprocess
+import sys
+
+import pytest
+
+from kits_cascade.errors import FileFormatError
+from kits_cascade.files import read_json, write_text
+from kits_cascade.inference.measure import LesionRow
+from kits_cascade.runs.manifest import CaseRecord, RunManifest
+
+MODELS = [{"stage": "coarse", "sha256": {"plans.json": "0" * 64}}]
+OPTIONS = {"tta": True, "postprocess": {"tumor_mm3": 95.4}}
+
+
+def manifest(out, **changes):
+    return RunManifest(out, **({"device": "cpu", "models": MODELS, "options": OPTIONS} | changes))
+
+
+def lesion(kind="tumor", number=1):
+    return LesionRow(kind, number, "left", 1.25, 14.5, 40.25, False, 1.0, 2.0, 3.0, 17, 800)
+
+
+def finish(run, name, out, source=None, lesions=()):
+    source = source or out.parent / "in" / f"{name}.nii.gz"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    if not source.exists():
+        source.write_text(name, encoding="utf-8")
+    output = out / f"{name}.nii.gz"
+    write_text(output, f"labels of {name}")
+    record = CaseRecord(name, "", input=str(source), seconds={"coarse": 1.23456}, volumes_ml={"kidney": 300.5})
+    run.done(record, output, source, lesions)
+    return source
+
+
+def test_run_json_holds_all(tmp_path):
+    out = tmp_path / "out"
+    run = manifest(out, about={"part": "0/2"})
+    finish(run, "Zoë 1", out, lesions=[lesion()])
+    run.failed("bad", tmp_path / "in" / "bad.nii.gz", "truncated;\n copy it again")
+    content = read_json(out / "run.json")
+    assert content["schema"] == 1
+    assert content["versions"]["nnunetv2"]
+    assert (content["device"], content["models"], content["options"]) == ("cpu", MODELS, OPTIONS)
+    assert content["part"] == "0/2"
+    assert content["counts"] == {"done": 1, "failed": 1}
+    case = content["cases"]["Zoë 1"]
+    assert (case["status"], case["output"], case["seconds"]) == ("done", "Zoë 1.nii.gz", {"coarse": 1.235})
+    assert case["volumes_ml"] == {"kidney": 300.5}
+    assert case["lesions"][0]["diameter_mm"] == 14.5
+    assert content["cases"]["bad"]["reason"] == "truncated; copy it again"
+    assert [entry["run"] for entry in content["runs"]] == [case["run"]]
+
+
+def test_lesions_csv_is_stable(tmp_path):
+    tables = []
+    for order in (("b", "a, c"), ("a, c", "b")):
+        out = tmp_path / order[0] / "out"
+        run = manifest(out)
+        for name in order:
+            finish(run, name, out, lesions=[lesion(), lesion("cyst")])
+        run.failed("z", tmp_path / "z", "gone")
+        tables.append((out / "lesions.csv").read_bytes())
+    assert tables[0] == tables[1]
+    rows = list(csv.DictReader(tables[0].decode().splitlines()))
+    assert [(row["case"], row["kind"]) for row in rows] == [
+        ("a, c", "tumor"),
+        ("a, c", "cyst"),
+        ("b", "tumor"),
+        ("b", "cyst"),
+    ]
+    assert rows[0]["cut_by_border"] == "no"
+    assert b"\r" not in tables[0]
+
+
+def test_what_is_done_is_known(tmp_path):
+    out = tmp_path / "out"
+    source = finish(manifest(out), "a", out)
+    assert manifest(out).is_done("a", source)
+    assert not manifest(out).is_done("b", source)
+    # Other options or models, another input, another result: to be done again.
+    assert not manifest(out, options={"tta": False}).is_done("a", source)
+    assert manifest(out, options={"tta": False}).made_otherwise() == ["a"]
+    assert not manifest(out, models=[]).is_done("a", source)
+    assert manifest(out, about={"part": "1/2"}).is_done("a", source)
+    text = source.read_text()
+    source.write_text("other scan")
+    assert not manifest(out).is_done("a", source)
+    source.write_text(text)
+    finish(manifest(out), "a", out)
+    (out / "a.nii.gz").write_text("half")
+    assert not manifest(out).is_done("a", source)
+    (out / "a.nii.gz").unlink()
+    assert not manifest(out).is_done("a", source)
+
+
+def test_a_failed_case_may_be_done_later_and_a_folder_is_a_source(tmp_path):
+    out = tmp_path / "out"
+    series = tmp_path / "series"
+    series.mkdir()
+    (series / "1.dcm").write_text("1")
+    run = manifest(out)
+    run.failed("a", series, "a single slice")
+    assert not run.is_done("a", series)
+    (series / "2.dcm").write_text("2")
+    finish(run, "a", out, series)
+    assert run.is_done("a", series)
+    assert read_json(out / "run.json")["counts"] == {"done": 1, "failed": 0}
+    (series / "3.dcm").write_text("3")
+    assert not run.is_done("a", series)
+
+
+@pytest.mark.parametrize("name", ["..", ".hidden", "a/b", "é" * 200, "CON.", "x" * 300, "a%2Fb", "a\\b:c*?"])
+def test_any_name_gets_a_record_of_its_own(tmp_path, name):
+    run = manifest(tmp_path / "out")
+    run.failed(name, tmp_path / "x", "r")
+    assert run.record(name).name == name
+    path = run.record_path(name)
+    assert path.parent == tmp_path / "out" / ".kits-cascade" / "cases"
+    assert list(path.parent.iterdir()) == [path]
+    assert path != run.record_path(name + "0")
+    assert read_json(tmp_path / "out" / "run.json")["cases"][name]["reason"] == "r"
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    out = tmp_path / "out"
+    run = manifest(out)
+    source = finish(run, "a", out)
+    run.record_path("a").write_text("{")
+    assert not manifest(out).is_done("a", source)
+    with pytest.raises(FileFormatError, match="delete it"):
+        manifest(out).assemble()
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from kits_cascade.runs.manifest import RunManifest
+out = Path(sys.argv[1])
+run = RunManifest(out, device=sys.argv[2], models=[], options={})
+sys.stdin.readline()
+for index in range(25):
+    run.failed(f"{sys.argv[2]} {index:02d}", out / "x", "r")
+"""
+
+
+def test_several_processes_lose_nothing(tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", SCRIPT, str(out)]
+    writers = [subprocess.Popen([*command, name], stdin=subprocess.PIPE) for name in "abc"]
+    for writer in writers:
+        writer.stdin.write(b"\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate()
+        assert writer.returncode == 0
+    content = read_json(out / "run.json")
+    assert sorted(content["cases"]) == sorted(f"{name} {index:02d}" for name in "abc" for index in range(25))
+    assert len(content["runs"]) == 3
+    assert not [path for path in out.rglob("*") if ".kc-tmp-" in path.name]
