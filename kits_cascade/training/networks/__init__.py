@@ -1,0 +1,1 @@
+"""Networks that no library has; plans name them by their path."""
