@@ -88,3 +88,8 @@ def parse_ids(text: str) -> dict[str, int]:
 
     numbers = parse_triple(text, "--ids") or ()
     return {stage.key: number for stage, number in zip(STAGES, numbers, strict=True)}
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """The parts of a list with commas; none of an empty text."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())

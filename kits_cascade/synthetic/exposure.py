@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool3d, interpolate
 
 from kits_cascade.synthetic.noise import Noise, blur
 from kits_cascade.synthetic.tissues import Palette
-from kits_cascade.volume import Array, Spacing
+from kits_cascade.volumes.volume import Array, Spacing
 
 PADDING: Final = (-1024, -1024, -1000, -2000, -3024)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from kits_cascade.volume import Array
+from kits_cascade.volumes.volume import Array
 
 
 class Noise:

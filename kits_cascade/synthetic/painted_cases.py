@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from kits_cascade.files import write_json
-from kits_cascade.nifti import write_volume
 from kits_cascade.parallel import Outcome, run_cases
-from kits_cascade.phantom import kits_volume
 from kits_cascade.synthetic.painter import PaintOptions, Sources, paint_case
+from kits_cascade.synthetic.phantom import kits_volume
+from kits_cascade.volumes.nifti import write_volume
 
 ABOUT_FILE = "painted.json"
 

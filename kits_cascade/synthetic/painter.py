@@ -14,8 +14,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from kits_cascade.errors import DatasetError, UsageError
+from kits_cascade.synthetic.body_plan import VIEWS, BodyPlan, draw_plan
 from kits_cascade.synthetic.exposure import draw_scanner, expose, unmeasured
-from kits_cascade.synthetic.painted_body import BodyPainter, BodyPlan, draw_plan
+from kits_cascade.synthetic.painted_body import paint_body
 from kits_cascade.synthetic.subjects import (
     Anatomy,
     KidneySource,
@@ -24,8 +26,8 @@ from kits_cascade.synthetic.subjects import (
     read_anatomy,
     read_kidneys,
 )
-from kits_cascade.synthetic.tissues import draw_palette
-from kits_cascade.volume import Array, Spacing
+from kits_cascade.synthetic.tissues import PHASES, draw_palette
+from kits_cascade.volumes.volume import Array, Spacing
 
 _SIDES: Final = ("left", "right")
 _MISSING: Final = 0.05  # chance that a kidney was taken out
@@ -66,10 +68,31 @@ class Sources:
     masks: tuple[Path, ...]
 
     @staticmethod
-    def of(anatomy: Path, masks: Path, names: Sequence[str] = ()) -> Sources:
+    def find(anatomy: Path, masks: Path, names: Sequence[str] = ()) -> Sources:
         """All of two folders; of anatomies only ``names``, where they are given."""
-        found = [p for p in find_anatomies(anatomy) if not names or p.name.split(".")[0] in names]
-        return Sources(tuple(found), tuple(find_masks(masks)))
+        found = {path.name.split(".")[0]: path for path in find_anatomies(anatomy)}
+        missing = sorted(set(names) - set(found))
+        if missing:
+            raise DatasetError(f"{anatomy}: no anatomy {', '.join(missing)}; there are {', '.join(found)}")
+        chosen = [path for name, path in found.items() if not names or name in names]
+        return Sources(tuple(chosen), tuple(find_masks(masks)))
+
+
+def make_options(
+    spacing: float,
+    *,
+    hard: bool = False,
+    phases: Sequence[str] = (),
+    view: str | None = None,
+    own_kidneys: bool = False,
+) -> PaintOptions:
+    """Options from what a user says, checked."""
+    for given, known, what in ((phases, PHASES, "phase"), ([view] if view else [], VIEWS, "view")):
+        wrong = [value for value in given if value not in known]
+        if wrong:
+            raise UsageError(f"unknown {what} {', '.join(wrong)}; there are {', '.join(known)}")
+    cube = (spacing, spacing, spacing)
+    return PaintOptions(cube, hard=hard, phases=tuple(phases), view=view, own_kidneys=own_kidneys)
 
 
 def paint_case(sources: Sources, seed: int, index: int, options: PaintOptions | None = None) -> PaintedCase:
@@ -80,7 +103,7 @@ def paint_case(sources: Sources, seed: int, index: int, options: PaintOptions | 
     kidneys = _draw_kidneys(rng, sources.masks)
     plan = draw_plan(rng, anatomy, kidneys, options.own_kidneys, options.view)
     shape, centre = _field_of_view(rng, plan, options.spacing)
-    body = BodyPainter(plan, shape, options.spacing, rng).paint(centre)
+    body = paint_body(plan, shape, options.spacing, centre, rng)
     spread = 1.6 if options.hard else 1.0
     phase = str(rng.choice(options.phases)) if options.phases else None
     palette = draw_palette(rng, phase, odd=0.12 if options.hard else 0.06, spread=1.3 if options.hard else 1.0)
@@ -119,10 +142,12 @@ def _kidneys_of(rng: np.random.Generator, masks: Sequence[Path]) -> list[KidneyS
         found = read_kidneys(masks[int(rng.integers(len(masks)))])
         if found:
             return found
-    raise ValueError("no mask with separate kidneys among the sources")
+    raise DatasetError("20 masks drawn, and none has two separate kidneys: give more masks")
 
 
-def _field_of_view(rng: np.random.Generator, plan: BodyPlan, spacing: Spacing) -> tuple[tuple[int, int, int], list[float]]:
+def _field_of_view(
+    rng: np.random.Generator, plan: BodyPlan, spacing: Spacing
+) -> tuple[tuple[int, int, int], list[float]]:
     """Shape of the grid, and the place of its middle in the anatomy (mm)."""
     anatomy = plan.anatomy
     top = anatomy.extent[0]

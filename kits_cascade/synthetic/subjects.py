@@ -18,9 +18,9 @@ from scipy import ndimage
 
 from kits_cascade.errors import DatasetError
 from kits_cascade.files import atomic_path, read_json
-from kits_cascade.nifti import read_labels
 from kits_cascade.synthetic.tissues import CODE, tissue_of
-from kits_cascade.volume import Array
+from kits_cascade.volumes.nifti import read_labels
+from kits_cascade.volumes.volume import Array
 
 GRID_MM: Final = 1.5  # finer than any network here sees
 COARSE: Final = 2  # distances to the body's hull are held at every second voxel
