@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from kits_cascade.files import atomic_path, read_json
 from kits_cascade.report.figures import LABEL_COLORS
 from kits_cascade.report.slices import outlines, planes
@@ -28,7 +30,7 @@ def draw_sheet(folders: Sequence[Path], out_png: Path, most: int = _MOST) -> Pat
         for column, plane in enumerate(cut):
             axes = figure.add_subplot(len(shown), 3, 3 * row + column + 1)
             height, width = plane.size_mm
-            axes.imshow(plane.image, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+            axes.imshow(np.asarray(plane.image), cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
             for label, color in LABEL_COLORS.items():
                 for line in outlines(plane.truth == label, plane) if plane.truth is not None else ():
                     axes.plot(line[:, 0], line[:, 1], color=color, linewidth=0.9)

@@ -75,7 +75,8 @@ def expose(
     low = max(-1024, settings.padding)
     np.clip(values, low, 3071, out=values)
     values[:, unmeasured(shape, settings, spacing)] = settings.padding
-    return np.rint(values).astype(np.int16)
+    hu: Array = np.rint(values).astype(np.int16)
+    return hu
 
 
 def _slices(image: torch.Tensor, thick: int) -> torch.Tensor:
@@ -100,4 +101,5 @@ def _streaks(noise: Noise, image: torch.Tensor, strength: float) -> torch.Tensor
 def unmeasured(shape: Sequence[int], settings: ScannerSettings, spacing: Spacing) -> Array:
     """Pixels of a slice that lie outside of a round field of view: there is no measurement."""
     y, x = ((np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape[-2:], spacing[1:], strict=True))
-    return np.hypot(y[:, None], x[None, :]) > (settings.field_mm or np.inf) / 2
+    beyond: Array = np.hypot(y[:, None], x[None, :]) > (settings.field_mm or np.inf) / 2
+    return beyond

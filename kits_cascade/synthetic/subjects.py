@@ -56,8 +56,8 @@ class KidneySource:
 
 def cache_folder() -> Path:
     """Where what was read is kept."""
-    base = os.environ.get("KITS_CASCADE_CACHE") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "kits-cascade-painter"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "kits-cascade" / "painter"
 
 
 def _cached(source: Path, make: Any) -> dict[str, Array]:
@@ -70,7 +70,7 @@ def _cached(source: Path, make: Any) -> dict[str, Array]:
     except (OSError, ValueError, EOFError):
         content: dict[str, Array] = make()
         with atomic_path(path) as temporary:
-            np.savez_compressed(temporary, **content)
+            np.savez_compressed(temporary, **content)  # type: ignore[arg-type]
         return content
 
 
