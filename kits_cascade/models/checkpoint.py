@@ -20,7 +20,9 @@ _KEPT: Final = ("network_weights", "trainer_name", "inference_allowed_mirroring_
 _KEPT_INIT: Final = ("configuration", "fold")
 _SLACK: Final = 1 << 20
 
-_NETWORKS: Final = re.compile(r"dynamic_network_architectures\.architectures\.\w+\.\w+")
+_NETWORKS: Final = re.compile(
+    r"(dynamic_network_architectures\.architectures|kits_cascade\.training\.networks)\.\w+\.\w+"
+)
 _LAYERS: Final = re.compile(r"torch\.nn\.(modules\.\w+\.)?\w+|dynamic_network_architectures\.building_blocks\.\w+\.\w+")
 
 

@@ -41,6 +41,8 @@ OUR_TRAINERS: Final = (
     "DemoQuickTrainer",
     "DemoQuickSurfaceLossTrainer",
     "DemoQuickMassesTrainer",
+    "PaintedTrainer",
+    "PaintedMassesTrainer",
 )
 PLAN_NETWORK_TRAINERS: Final = ("nnUNetTrainer", *OUR_TRAINERS)
 _EPOCHS: Final = re.compile(r"_\d+epochs?$")
