@@ -37,9 +37,9 @@ def list_models(
     from kits_cascade.models.choose import list_networks, resolve_models
     from kits_cascade.nnunet_folders import open_folders
 
-    results = open_folders(nnunet_dir, needed=("nnUNet_results",)).results if models is None else None
     numbers = parse_ids(ids)
-    if results is not None:
+    results = open_folders(nnunet_dir, needed=()).results if models is None else None
+    if results is not None and results.is_dir():
         for line in list_networks(results, numbers, checkpoint):
             typer.echo(line)
     try:
@@ -49,7 +49,7 @@ def list_models(
             raise
         typer.echo(f"no cascade by default: {error}")
         raise typer.Exit(1) from error
-    typer.echo("the cascade:")
+    typer.echo("the cascade:" if not chosen.notice else f"the cascade: {chosen.notice}")
     for line in chosen.summary():
         typer.echo(f"  {line}")
 
@@ -62,6 +62,7 @@ def export(
     model: Model = None,
     checkpoint: Checkpoint = None,
     ids: Ids = "221,222,223",
+    half: Annotated[bool, typer.Option("--half", help="Weights in half precision: half the size.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     nnunet_dir: NnunetDir = None,
 ) -> None:
@@ -80,8 +81,9 @@ def export(
         checkpoint=checkpoint,
         dataset_ids=parse_ids(ids),
         results=open_folders(nnunet_dir, needed=("nnUNet_results",)).results,
+        shipped=False,
     )
-    export_models(found, target)
+    export_models(found, target, half=half)
     for line in found.summary():
         typer.echo(line)
     typer.echo(f"{target}: {target.stat().st_size / 1e6:.1f} MB")

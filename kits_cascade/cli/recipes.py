@@ -1,4 +1,4 @@
-"""Commands of the recipes: train, demo."""
+"""Commands of the recipes: train, demo, weights."""
 
 from __future__ import annotations
 
@@ -106,3 +106,35 @@ def demo(
     scores = whole.run(plan, typer.echo)
     for line in ("", *whole.summary(plan, scores, time.monotonic() - begin)):
         typer.echo(line)
+
+
+@app.command()
+def weights(
+    masks: Annotated[Path, typer.Option(help="Kidneys and lesions: a folder in KiTS layout.")],
+    anatomy: Annotated[
+        Path, typer.Option(help="Bodies: label maps beside a labels.json, or subjects of TotalSegmentator's data set.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything, and networks.zip.")] = Path(
+        "weights"
+    ),
+    only: Annotated[
+        str, typer.Option(metavar="NAMES", help="Anatomies to paint, with commas; by default all but t1.")
+    ] = "",
+    count: Annotated[int, typer.Option("-n", "--count", min=5, help="How many cases to paint.")] = 240,
+    seed: Annotated[int, typer.Option(help="Of the painter.")] = 11,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    start: Annotated[Path | None, typer.Option(help="Train the networks of this bundle further.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands, and run none.")] = False,
+) -> None:
+    """Make the shipped networks: paint CT, train the three stages on it, export them. Hours on two cores.
+
+    Stopped at any moment and run again, it goes on from where it was.
+    """
+    from kits_cascade.recipes.weights import Weights, make_weights, weight_steps
+
+    plan = Weights(out.resolve(), masks.resolve(), anatomy.resolve(), only, count, seed, device, start)
+    if dry_run:
+        for step in weight_steps(plan):
+            typer.echo(step.shown())
+        return
+    typer.echo(f"networks: {make_weights(plan, typer.echo)}")

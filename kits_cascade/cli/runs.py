@@ -109,6 +109,8 @@ def predict(
         checkpoint=checkpoint,
         dataset_ids=parse_ids(ids),
     )
+    if chosen.notice and not quiet:
+        typer.echo(chosen.notice)
     steps = PostprocessOptions(small_kidneys, detached_lesions, small_lesions, min_voxels=parse_triple(min_voxels))
     limits: dict[str, Any] = {"kidney_mm3": kidney_mm3, "tumor_mm3": tumor_mm3, "cyst_mm3": cyst_mm3}
     steps = replace(steps, **{name: value for name, value in limits.items() if value is not None})

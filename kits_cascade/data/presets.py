@@ -36,6 +36,7 @@ class Preset:
     plans_name: str  # as given to nnU-Net's -p
     gpu_memory_gb: float
     stages: Mapping[str, Mapping[str, Mapping[str, Any]]]  # stage -> configuration -> values
+    intensities: Mapping[str, float] | None = None  # of the CT, instead of the fingerprint's
 
 
 def preset_path(name: str, gpu_memory_gb: int | None = None) -> Path:
@@ -84,7 +85,7 @@ class _Checker:
         return UsageError(f"{self.path}: {place}: {text}")
 
     def preset(self, content: Any) -> Preset:
-        known = {"title", "made_by", "planner", "plans_name", "gpu_memory_gb", "stages"}
+        known = {"title", "made_by", "planner", "plans_name", "gpu_memory_gb", "stages", "intensities"}
         self.mapping("preset", content, known, needed={"stages"})
         planner = content.get("planner", PLANNERS[0])
         if planner not in PLANNERS:
@@ -100,7 +101,13 @@ class _Checker:
         plans_name = content.get("plans_name", PLANS_NAME)
         if not isinstance(plans_name, str) or not plans_name.replace("_", "").isalnum():
             raise self.fail("plans_name", f"{plans_name!r} is not a plain name")
-        return Preset(self.path.stem, planner, plans_name, float(memory), content["stages"])
+        intensities = content.get("intensities")
+        if intensities is not None:
+            self.mapping("intensities", intensities, set(_INTENSITIES), needed=set(_INTENSITIES))
+            wrong = [name for name in _INTENSITIES if not _number(intensities[name])]
+            if wrong:
+                raise self.fail(f"intensities.{wrong[0]}", f"{intensities[wrong[0]]!r} is not a number")
+        return Preset(self.path.stem, planner, plans_name, float(memory), content["stages"], intensities)
 
     def mapping(self, place: str, value: Any, known: set[str], needed: set[str] = frozenset()) -> None:  # type: ignore[assignment]
         if not isinstance(value, dict):
@@ -145,6 +152,7 @@ def _resampling(value: Any) -> bool:
     return value in _RESAMPLING
 
 
+_INTENSITIES: Final = ("mean", "median", "std", "min", "max", "percentile_00_5", "percentile_99_5")
 _RESAMPLING: Final = ("resample_data_or_seg_to_shape", "resample_torch_fornnunet", "no_resampling_hack")
 _VALUES: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "spacing": (_three(_number), "three sizes in mm above zero, in the order z, y, x"),

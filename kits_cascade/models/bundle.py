@@ -42,8 +42,8 @@ def bundle_path(out: Path) -> Path:
     return out if out.suffix == ".zip" else out.with_name(out.name + ".zip")
 
 
-def export_models(models: CascadeModels, out: Path) -> Path:
-    """Write a bundle (see :func:`bundle_path` for its name)."""
+def export_models(models: CascadeModels, out: Path, *, half: bool = False) -> Path:
+    """Write a bundle (see :func:`bundle_path` for its name); ``half``: weights in half precision, half the size."""
     for model in models.all:
         check_plans(model.folder / "plans.json")  # what an import would refuse is better refused here
     out = bundle_path(out)
@@ -60,7 +60,7 @@ def export_models(models: CascadeModels, out: Path) -> Path:
                 source = path
                 if path.suffix == ".pth":
                     source = Path(folder) / "stripped.pth"
-                    strip_checkpoint(path, source)
+                    strip_checkpoint(path, source, half=half)
                 entries[name] = {"sha256": sha256(source), "bytes": source.stat().st_size}
                 _add(archive, name, source)
         content = {

@@ -50,13 +50,16 @@ def check_checkpoint(path: Path) -> None:
     load_checkpoint(path)
 
 
-def strip_checkpoint(source: Path, target: Path) -> None:
-    """A copy of a checkpoint with what prediction needs, and no more."""
+def strip_checkpoint(source: Path, target: Path, *, half: bool = False) -> None:
+    """A copy of a checkpoint with what prediction needs, and no more; ``half``: weights in half precision."""
     import torch
 
     content = load_checkpoint(source)
     small: dict[str, Any] = {key: content[key] for key in _KEPT if key in content}
-    small["network_weights"] = {name: tensor.contiguous() for name, tensor in content["network_weights"].items()}
+    weights = {name: tensor.contiguous() for name, tensor in content["network_weights"].items()}
+    if half:
+        weights = {name: t.half() if t.dtype == torch.float32 else t for name, t in weights.items()}
+    small["network_weights"] = weights
     init = content.get("init_args", {})
     small["init_args"] = {key: init[key] for key in _KEPT_INIT if key in init}
     axes = content.get("inference_allowed_mirroring_axes")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from kits_cascade.errors import ModelError, UsageError
 from kits_cascade.models.bundle import open_bundle, read_bundled_networks
@@ -19,7 +22,7 @@ from kits_cascade.models.network import (
     read_network,
     with_folds,
 )
-from kits_cascade.nnunet_folders import CHECKPOINT, folders_with_id, open_folders
+from kits_cascade.nnunet_folders import CHECKPOINT, VARIABLES, folders_with_id, open_folders
 from kits_cascade.stages import STAGES, Stage
 
 
@@ -31,15 +34,20 @@ def resolve_models(
     checkpoint: str | None = None,
     dataset_ids: Mapping[str, int] | None = None,
     results: Path | None = None,
+    shipped: bool = True,
 ) -> CascadeModels:
     """Find the networks.
 
     ``source`` is a folder or zip made by ``kits-cascade models export``, or a folder laid out as nnUNet_results;
-    without it, nnU-Net's results folder is searched (``results``, else the variable). ``choose`` narrows a stage down
+    without it, nnU-Net's results folder is searched (``results``, else the variable); where nothing is trained there
+    either, those that come with the package are taken (unless ``shipped`` is false). ``choose`` narrows a stage down
     by a pattern over ``trainer__plans__configuration`` (a trainer's name alone will do; two patterns with a comma name
     a pair for the masses stage), where there are several. Of a bundle only folds can be chosen.
     """
     defaults = {stage.key: stage.dataset_id for stage in STAGES}
+    usual = source is None and not choose and not checkpoint and defaults | dict(dataset_ids or {}) == defaults
+    if shipped and usual and SHIPPED.is_file() and not _anything_trained(results):
+        return read_shipped(folds)
     opened = open_bundle(source) if source is not None else None
     if opened is not None:
         other_ids = any(number != defaults.get(key) for key, number in (dataset_ids or {}).items())
@@ -53,6 +61,29 @@ def resolve_models(
         for stage in STAGES
     }
     return CascadeModels(found["coarse"][0], found["kidney"][0], found["masses"])
+
+
+SHIPPED: Final = Path(__file__).parent / "shipped" / "networks.zip"
+NOTICE: Final = (
+    "shipped networks, trained on painted CT alone, never on a patient's: for research, not for diagnosis; "
+    "CC BY-NC-SA 4.0 (docs/networks.md)"
+)
+
+
+def read_shipped(folds: Sequence[Fold] | None = None) -> CascadeModels:
+    """The networks that come with the package."""
+    opened = open_bundle(SHIPPED)
+    if opened is None:
+        raise ModelError(f"{SHIPPED}: the networks of this installation are missing; install kits-cascade again")
+    return replace(read_bundled_networks(opened, folds), notice=NOTICE)
+
+
+def _anything_trained(results: Path | None) -> bool:
+    """Whether there is any network of one of the stages in nnU-Net's results folder."""
+    root = results or Path(os.environ.get(VARIABLES[2]) or "nothing-is-trained")
+    return any(
+        any(folder.glob("*__*__*/fold_*/*.pth")) for s in STAGES for folder in folders_with_id(root, s.dataset_id)
+    )
 
 
 def _results_folder() -> Path:

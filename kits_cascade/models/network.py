@@ -62,6 +62,7 @@ class CascadeModels:
     kidney: StageModel
     masses: tuple[StageModel, ...]  # one network for both regions, or MassTrainer's and TumorTrainer's
     checksums: Mapping[Path, str] = field(default_factory=dict)  # as the bundle's manifest has them
+    notice: str = ""  # what a user must know of them
 
     @property
     def all(self) -> tuple[StageModel, ...]:
