@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo
+WEIGHTS ?= weights
 
-.PHONY: help demo test test-fast check format setup clean
+.PHONY: help demo weights test test-fast check format setup clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,7 +23,10 @@ $(STAMP): pyproject.toml hatch_build.py
 	@touch $@
 
 demo: $(STAMP)  ## phantoms, training, prediction, scores and a picture in DEMO=demo; minutes, no GPU
-	$(BIN)/kits-cascade demo -o $(DEMO)
+	$(BIN)/kits-cascade demo --train -o $(DEMO)
+
+weights: $(STAMP)  ## the shipped networks, from MASKS=DIR and ANATOMY=DIR (docs/networks.md); hours, resumable
+	$(BIN)/kits-cascade weights -o $(WEIGHTS) --masks $(MASKS) --anatomy $(ANATOMY)
 
 test: $(STAMP)  ## every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile

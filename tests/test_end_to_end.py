@@ -11,7 +11,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-DEMO = [sys.executable, "-m", "kits_cascade", "demo", "--quick", "--cases", "5", "--held-out", "2", "--device", "cpu"]
+QUICK = ["--train", "--quick", "--cases", "5", "--held-out", "2", "--device", "cpu"]
+DEMO = [sys.executable, "-m", "kits_cascade", "demo", *QUICK]
 
 
 def run(command, cwd):

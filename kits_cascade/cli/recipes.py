@@ -86,23 +86,36 @@ def train(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything that the demo makes.")] = Path("demo"),
-    cases: Annotated[int, typer.Option(min=5, help="Phantoms to learn from.")] = 40,
-    held_out: Annotated[int, typer.Option(min=1, help="Phantoms to be tested on.")] = 12,
+    ct: Annotated[Path | None, typer.Option(help="Your own CT (a file, a folder or a DICOM series).")] = None,
+    train: Annotated[bool, typer.Option("--train", help="From nothing: train small networks on phantoms.")] = False,
+    cases: Annotated[int, typer.Option(min=5, help="With --train: phantoms to learn from.")] = 40,
+    held_out: Annotated[
+        int | None, typer.Option(min=1, help="Phantoms to be tested on; 3, with --train 12.", show_default=False)
+    ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A few training steps only: shows that all runs; the scores mean nothing.")
+        bool, typer.Option("--quick", help="With --train: a few steps only, to show that all runs.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cuda, cpu or mps.")] = "auto",
 ) -> None:
-    """Run the whole mission from nothing: phantoms, training, prediction, scores, a picture. Minutes, without a GPU.
+    """Show what the shipped networks do, on phantoms or on your own CT: labels, scores, a page, a picture.
 
-    Run again, it goes on from where it was.
+    With --train the whole mission from nothing, training included: minutes, without a GPU. Run again, it goes on from
+    where it was.
     """
     import time
 
+    from kits_cascade.errors import UsageError
     from kits_cascade.recipes import demo as whole
 
+    if train and ct is not None:
+        raise UsageError("--train makes its own phantoms; leave --ct out")
     begin = time.monotonic()
-    plan = whole.Demo(out, cases, held_out, quick, whole.best_device() if device == "auto" else device)
+    chosen = whole.best_device() if device == "auto" else device
+    plan = (
+        whole.TrainingDemo(out, held_out or 12, chosen, cases=cases, quick=quick)
+        if train
+        else whole.Demo(out, held_out or 3, chosen, ct)
+    )
     scores = whole.run(plan, typer.echo)
     for line in ("", *whole.summary(plan, scores, time.monotonic() - begin)):
         typer.echo(line)

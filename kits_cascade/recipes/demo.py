@@ -1,4 +1,7 @@
-"""The whole mission on phantoms: the commands that a user would type, each of which can be resumed."""
+"""The demonstrations: what the shipped networks do, and the whole mission on phantoms from nothing.
+
+Both are made of the commands that a user would type, each of which can be resumed.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any, Final
 from kits_cascade.errors import KitsCascadeError
 from kits_cascade.files import read_json
 from kits_cascade.labels import REGION_NAMES
+from kits_cascade.models.choose import SHIPPED
 from kits_cascade.recipes.steps import Step, run_command
 
 _TRAINERS: Final = {"coarse": "DemoTrainer", "kidney": "DemoSurfaceLossTrainer", "masses": "DemoMassesTrainer"}
@@ -31,13 +35,12 @@ class DemoError(KitsCascadeError):
 
 @dataclass(frozen=True)
 class Demo:
-    """Where everything lies, and how much of it there is."""
+    """The shipped networks on phantoms, which they have never seen, or on the user's own CT."""
 
     root: Path
-    cases: int = 40
-    held_out: int = 12
-    quick: bool = False  # a few training steps only
+    held_out: int = 3
     device: str = "cpu"
+    ct: Path | None = None
 
     @property
     def truth(self) -> Path:
@@ -59,6 +62,39 @@ class Demo:
         """Prediction beside truth."""
         return self.root / "picture.png"
 
+    @property
+    def source(self) -> Path:
+        """What the cascade reads."""
+        return self.ct or self.truth
+
+    def steps(self) -> list[tuple[str, list[str]]]:
+        """Title and command of each step."""
+        p, t, device = str(self.predictions), str(self.truth), ["--device", self.device]
+        predict = ["predict", "-i", str(self.source), "-o", p, "-m", str(SHIPPED), "--no-tta", *device]
+        if self.ct is not None:
+            return [("The cascade on your CT", predict), ("Report", ["report", p, "-i", str(self.ct)])]
+        return [
+            ("Phantoms that no network has seen", ["phantom", "-o", t, "-n", str(self.held_out), "--seed", "1"]),
+            ("The cascade with the shipped networks", predict),
+            *self._scoring(),
+        ]
+
+    def _scoring(self) -> list[tuple[str, list[str]]]:
+        p, t = str(self.predictions), str(self.truth)
+        return [
+            ("Scores", ["evaluate", "-p", p, "-g", t, "-o", str(self.scores)]),
+            ("Report", ["report", p, "-g", t, "-i", t]),
+        ]
+
+
+@dataclass(frozen=True)
+class TrainingDemo(Demo):
+    """The whole mission from nothing: phantoms, training of small networks, prediction."""
+
+    held_out: int = 12
+    cases: int = 40
+    quick: bool = False  # a few training steps only
+
     def steps(self) -> list[tuple[str, list[str]]]:
         """Title and command of each step."""
         train, nnunet = self.root / "phantoms", ["--nnunet-dir", str(self.root / "nnunet")]
@@ -77,8 +113,7 @@ class Demo:
                 ["train", "--preset", "demo", "--folds", "0", "--oof", "never", *margin, *device, *trainers, *nnunet],
             ),
             ("The cascade on the held-out phantoms", ["predict", "-i", t, "-o", p, "--no-tta", *device, *nnunet]),
-            ("Scores", ["evaluate", "-p", p, "-g", t, "-o", str(self.scores)]),
-            ("Report", ["report", p, "-g", t, "-i", t]),
+            *self._scoring(),
         ]
 
 
@@ -90,13 +125,16 @@ def best_device() -> str:
 
 
 def run(demo: Demo, say: Say) -> dict[str, float]:
-    """Run all steps; the mean scores on the held-out phantoms."""
+    """Run all steps; the mean scores on the held-out phantoms (none on a CT without truth)."""
     begin = time.monotonic()
     steps = demo.steps()
     for number, (title, command) in enumerate(steps, 1):
         say(f"[{number}/{len(steps)}] {title}  ({_clock(time.monotonic() - begin)})")
         say(f"    $ kits-cascade {shlex.join(command)}")
         _step(title, command)
+    if demo.ct is not None:
+        draw_ct(demo)
+        return {}
     draw_picture(demo)
     return mean_scores(demo.scores)
 
@@ -136,6 +174,20 @@ def draw_picture(demo: Demo) -> None:
     )
 
 
+def draw_ct(demo: Demo) -> None:
+    """What was found in the user's CT, in three planes (of the first case, where there are several)."""
+    from kits_cascade.report.figures import case_panel
+    from kits_cascade.volumes.cases import load_case, result_path
+    from kits_cascade.volumes.find import find_inputs
+    from kits_cascade.volumes.nifti import is_nifti, read_labels
+
+    for case in find_inputs(demo.source):
+        labels = result_path(case, demo.predictions)
+        if labels.is_file() and is_nifti(labels):
+            case_panel(load_case(case).volume, None, read_labels(labels), demo.picture, case.name)
+            return
+
+
 def _typical(content: dict[str, Any]) -> str:
     ranked = sorted((case["scores"]["tumor"]["dice"], case["case"]) for case in content["cases"])
     return str(ranked[len(ranked) // 2][1])
@@ -143,8 +195,10 @@ def _typical(content: dict[str, Any]) -> str:
 
 def summary(demo: Demo, scores: dict[str, float], seconds: float) -> list[str]:
     """What the demo ends with."""
-    lines = [f"{'':16}{'Dice':>8}{'surface':>10}"]
-    lines += [f"{name:16}{scores[f'Dice_{name}']:8.3f}{scores[f'SD_{name}']:10.3f}" for name in REGION_NAMES]
+    lines = []
+    if scores:
+        lines = [f"{'':16}{'Dice':>8}{'surface':>10}"]
+        lines += [f"{name:16}{scores[f'Dice_{name}']:8.3f}{scores[f'SD_{name}']:10.3f}" for name in REGION_NAMES]
     places = {
         "picture": demo.picture,
         "report": demo.predictions / "report.html",
@@ -152,8 +206,9 @@ def summary(demo: Demo, scores: dict[str, float], seconds: float) -> list[str]:
         "predictions": demo.predictions,
         "models": demo.root / "nnunet" / "nnUNet_results",
     }
-    lines += ["", *(f"{name:16}{path}" for name, path in places.items())]
-    return [*lines, "", f"{demo.held_out} held-out phantoms; {_clock(seconds)} in all"]
+    lines += ["", *(f"{name:16}{path}" for name, path in places.items() if path.exists())]
+    what = f"{demo.held_out} held-out phantoms" if demo.ct is None else f"{demo.ct}"
+    return [*lines, "", f"{what}; {_clock(seconds)} in all"]
 
 
 def _clock(seconds: float) -> str:
