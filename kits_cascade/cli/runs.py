@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from kits_cascade.runs.runner import Event, Listener, Summary
 
 
+KINDS_HELP = "seg, sr (brings seg along), labelmap, fractional"
+
+
 @app.command()
 def predict(
     source: Annotated[
@@ -76,6 +79,10 @@ def predict(
     keep_stages: Annotated[
         bool, typer.Option("--keep-stages", help="Also write each stage's result to stages/CASE/.")
     ] = False,
+    dicom: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help=f"Also write dicom/CASE/*.dcm, for DICOM series: {KINDS_HELP}."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished cases again.")] = False,
     jobs: Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Processor threads; by default all.")] = None,
     part: Annotated[str | None, typer.Option(help="I/N: every N-th case, for several machines on one folder.")] = None,
@@ -94,6 +101,7 @@ def predict(
     from kits_cascade.inference.postprocess import PostprocessOptions
     from kits_cascade.models.choose import resolve_models
     from kits_cascade.nnunet_folders import open_folders
+    from kits_cascade.runs.dicom_results import parse_kinds
     from kits_cascade.runs.predict import predict_cases
     from kits_cascade.runs.runner import part_of
     from kits_cascade.volumes.find import find_inputs
@@ -114,7 +122,9 @@ def predict(
     steps = PostprocessOptions(small_kidneys, detached_lesions, small_lesions, min_voxels=parse_triple(min_voxels))
     limits: dict[str, Any] = {"kidney_mm3": kidney_mm3, "tumor_mm3": tumor_mm3, "cyst_mm3": cyst_mm3}
     steps = replace(steps, **{name: value for name, value in limits.items() if value is not None})
-    options = CascadeOptions(margin_mm, on_empty, steps if postprocess else None, save_probabilities, keep_stages)
+    options = CascadeOptions(
+        margin_mm, on_empty, steps if postprocess else None, save_probabilities, keep_stages, parse_kinds(dicom)
+    )
     with _terminating_like_an_interrupt(), _listener(chosen, len(cases), quiet) as listener:
         summary = predict_cases(
             cases,
@@ -128,6 +138,27 @@ def predict(
             listener=listener,
         )
     _conclude(summary, out, options, quiet)
+
+
+@app.command("dicom")
+def dicom_(
+    results: Annotated[list[Path], typer.Argument(help="OUT/CASE of `predict`, or OUT for all of its cases.")],
+    kinds: Annotated[str, typer.Option("--dicom", metavar="LIST", help=KINDS_HELP + ".")] = "seg,sr",
+    series: Annotated[
+        Path | None, typer.Option(help="Folder of the DICOM series, of one case; where the run found it by default.")
+    ] = None,
+) -> None:
+    """Write DICOM SEG and SR of finished cases; labels that have been edited since are measured anew."""
+    from kits_cascade.errors import UsageError
+    from kits_cascade.runs.dicom_results import find_results, parse_kinds, write_dicom_afterwards
+
+    found = [result for path in results for result in find_results(path)]
+    if series is not None and len(found) != 1:
+        raise UsageError(f"--series is for one case, and these are {len(found)}")
+    wanted = parse_kinds(kinds)
+    for result in found:
+        for path in write_dicom_afterwards(result, wanted, series):
+            typer.echo(str(path))
 
 
 def _use_threads(jobs: int | None) -> None:

@@ -66,6 +66,7 @@ class CascadeOptions:
     postprocess: PostprocessOptions | None = field(default_factory=PostprocessOptions)  # None: leave all as predicted
     save_probabilities: bool = False
     keep_stages: bool = False
+    dicom: tuple[str, ...] = ()  # what is also written as DICOM: see runs/dicom_results
 
 
 @dataclass

@@ -76,6 +76,11 @@ def fingerprint(path: Path) -> str:
     return digest(parts)
 
 
+def networks_mark(models: Sequence[Mapping[str, Any]]) -> str:
+    """A checksum over the checksums of all networks; empty where none are told of."""
+    return digest(list(models)) if models else ""
+
+
 class RunManifest:
     """The records of an output folder, and the two tables made of them."""
 
@@ -100,6 +105,7 @@ class RunManifest:
             "options": dict(options or {}),
             **dict(about or {}),
         }
+        self.networks = networks_mark(self.header["models"])
         self.settings = digest([self.header["models"], self.header["options"]])
         started = datetime.now(timezone.utc)
         self.run_id = f"{started:%Y%m%dT%H%M%S.%f}-{digest([platform.node(), id(self), started])[:6]}"
@@ -123,6 +129,17 @@ class RunManifest:
             return CaseRecord(**content)
         except (OSError, ValueError, TypeError):
             return None
+
+    def records(self) -> list[CaseRecord]:
+        """What is known about all cases, by name."""
+        return [CaseRecord(**content) for content in self._records()]
+
+    def networks_of(self, record: CaseRecord) -> str:
+        """The checksum of the networks that made a finished case."""
+        try:
+            return networks_mark(read_json(self.state / "runs" / f"{record.run}.json")["models"])
+        except (OSError, ValueError, KeyError):
+            return ""
 
     def is_done(self, name: str, source: Path) -> bool:
         """Whether the case needs no work: done by the same models and options, from the same input, result in place."""

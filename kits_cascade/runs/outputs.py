@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,9 @@ import numpy as np
 from kits_cascade.files import atomic_path, write_json
 from kits_cascade.inference.measure import LesionRow, body_midline, measure_lesions, volumes_ml
 from kits_cascade.inference.pipeline import CascadeOptions, CascadeResult
+from kits_cascade.runs.dicom_results import write_dicom
 from kits_cascade.volumes.cases import LoadedCase, write_result
+from kits_cascade.volumes.dicom_sr import Findings
 from kits_cascade.volumes.geometry import Box
 from kits_cascade.volumes.nifti import write_volume
 from kits_cascade.volumes.volume import Array, Volume, volume_from_array
@@ -26,6 +28,8 @@ class FinishedCase:
     result: CascadeResult
     image: Array | None  # within the bounds of all regions
     midline: float | None
+    findings: Findings = field(default_factory=Findings)  # for reports: what was measured, and remarks on it
+    networks: str = ""  # checksum of those that made the labels
 
     @staticmethod
     def of(loaded: LoadedCase, result: CascadeResult) -> FinishedCase:
@@ -53,18 +57,18 @@ class Output:
     name: str
     folder: str  # in the output folder
     wanted: Callable[[CascadeOptions], bool]
-    write: Callable[[Path, FinishedCase], None]  # into that folder
+    write: Callable[[Path, FinishedCase, CascadeOptions], None]  # into that folder
 
 
 def write_outputs(out: Path, finished: FinishedCase, options: CascadeOptions) -> Path:
     """Write all that the options ask for; the labels come last, since with them a case counts as done."""
     for output in OUTPUTS:
         if output.wanted(options):
-            output.write(out / output.folder, finished)
+            output.write(out / output.folder, finished, options)
     return write_result(finished.loaded, finished.result.labels, out)
 
 
-def _write_stages(folder: Path, finished: FinishedCase) -> None:
+def _write_stages(folder: Path, finished: FinishedCase, _options: CascadeOptions) -> None:
     result, volume = finished.result, finished.loaded.volume
     folder = folder / finished.loaded.case.name
     if result.coarse is not None:
@@ -87,7 +91,7 @@ def on_own_grid(mask: Array, volume: Volume) -> Volume:
     return volume_from_array(mask, affine)
 
 
-def _write_probabilities(folder: Path, finished: FinishedCase) -> None:
+def _write_probabilities(folder: Path, finished: FinishedCase, _options: CascadeOptions) -> None:
     """Per region the probabilities of each fine network in its crop, half precision; they count in its box."""
     result = finished.result
     content: dict[str, Array] = {}
@@ -101,8 +105,17 @@ def _write_probabilities(folder: Path, finished: FinishedCase) -> None:
         np.savez_compressed(stream, **content)  # type: ignore[arg-type]
 
 
+def _write_dicom(folder: Path, finished: FinishedCase, options: CascadeOptions) -> None:
+    loaded, labels = finished.loaded, finished.result.labels
+    case = loaded.case
+    write_dicom(
+        folder / case.name, case.path, loaded.volume, labels, finished.findings, finished.networks, options.dicom
+    )
+
+
 # Beside the labels. A new kind of file is a row here.
 OUTPUTS: Final = (
     Output("stages", "stages", lambda options: options.keep_stages, _write_stages),
     Output("probabilities", "probabilities", lambda options: options.save_probabilities, _write_probabilities),
+    Output("dicom", "dicom", lambda options: bool(options.dicom), _write_dicom),
 )

@@ -10,6 +10,7 @@ from kits_cascade.errors import UsageError
 from kits_cascade.inference.cascade import Cascade, CascadeOptions, Speed
 from kits_cascade.models.choose import resolve_models
 from kits_cascade.models.network import CascadeModels, describe_networks
+from kits_cascade.runs.dicom_results import with_dicom_sources
 from kits_cascade.runs.manifest import RunManifest
 from kits_cascade.runs.runner import Listener, Runner, Summary, part_of
 from kits_cascade.volumes.find import InputCase, find_inputs
@@ -62,6 +63,7 @@ def predict_cases(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{out}: cannot be the output folder ({error.strerror})") from error
+    cases = with_dicom_sources(cases, options.dicom)
     manifest = RunManifest(
         out,
         device=device,

@@ -20,9 +20,11 @@ from kits_cascade.files import TEMPORARY_MARK, sweep_temporary
 from kits_cascade.inference.cascade import Cascade
 from kits_cascade.runs.background import Background
 from kits_cascade.runs.claims import Claims
+from kits_cascade.runs.dicom_results import remarks_on
 from kits_cascade.runs.manifest import CaseRecord, RunManifest
 from kits_cascade.runs.outputs import FinishedCase, write_outputs
 from kits_cascade.volumes.cases import LoadedCase, load_case, result_path
+from kits_cascade.volumes.dicom_sr import Findings
 from kits_cascade.volumes.find import InputCase
 
 log = logging.getLogger(__name__)
@@ -207,6 +209,8 @@ class Runner:
         record = _record(finished)
         try:
             record.volumes_ml, lesions = finished.measure()
+            finished.findings = Findings(lesions, record.volumes_ml, remarks_on(record))
+            finished.networks = self.manifest.networks
             path = write_outputs(self.out, finished, self.cascade.options)
             record.seconds = {**result.seconds, "writing": time.perf_counter() - start}
             self.manifest.done(record, path, case.path, lesions)

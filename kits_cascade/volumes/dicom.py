@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from kits_cascade.errors import FileFormatError
+from kits_cascade.volumes.dicom_frames import frame_slices, read_frames
 from kits_cascade.volumes.dicom_geometry import Slice, order_slices
 from kits_cascade.volumes.itk import quiet_itk, reason, volume_of
 from kits_cascade.volumes.volume import Array, Volume
@@ -54,19 +55,33 @@ def holds_dicom(files: list[Path]) -> bool:
 
 def read_series(folder: Path) -> Series:
     """Read the one CT series in ``folder``; anything that makes its geometry doubtful is an error."""
+    chosen, warnings = series_slices(folder)
+    ordered = order_slices(folder, chosen)
+    if ordered[0].frames > 1:
+        volume = read_frames(ordered)
+        return Series(replace(volume, array=_int16_where_it_fits(volume.array)), warnings)
+    with quiet_itk():
+        return Series(_read_voxels(folder, ordered), warnings)
+
+
+def series_slices(folder: Path) -> tuple[list[Slice], tuple[str, ...]]:
+    """The slices of the one CT series in ``folder``, in no order and not looked at, and what was set aside.
+
+    Of a file with many slices: one for each, as they are stored.
+    """
     if not folder.is_dir():
         raise FileFormatError(f"{folder}: no such folder")
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and looks_like_dicom(p))
     with quiet_itk():
         slices = [_slice(path) for path in files if path.name.upper() != "DICOMDIR"]
-        chosen, warnings = _one_series(folder, slices)
-        if any(item.frames > 1 for item in chosen):
+    chosen, warnings = _one_series(folder, slices)
+    if any(item.frames > 1 for item in chosen):
+        if len(chosen) > 1:
             raise FileFormatError(
-                f"{folder}: {chosen[0].path.name} holds many slices in one file, whose positions cannot be checked; "
-                "export the series as single slices, or convert it to NIfTI (dcm2niix)"
+                f"{folder}: {len(chosen)} files with many slices in each; put each into a folder of its own"
             )
-        ordered = order_slices(folder, chosen)
-        return Series(_read_voxels(folder, ordered), warnings)
+        chosen = frame_slices(chosen[0])
+    return chosen, warnings
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -34,6 +34,7 @@ class Slice:
     orientation: tuple[float, ...]
     pixel_mm: tuple[float, ...]
     rescale: tuple[float, ...]
+    frame: int = 0  # in a file that holds many
 
     @property
     def is_volume(self) -> bool:
@@ -46,7 +47,7 @@ def order_slices(folder: Path, slices: list[Slice]) -> list[Slice]:
     if len(slices) < 2:
         raise FileFormatError(f"{folder}: a single slice; a 3-D volume is needed")
     _check_alike(folder, slices)
-    normal, positions = _normal(slices[0]), np.array([item.position for item in slices])
+    normal, positions = slice_normal(slices[0]), np.array([item.position for item in slices])
     along = positions @ normal
     order = np.argsort(along, kind="stable")
     _check_gaps(folder, [slices[i] for i in order], along[order])
@@ -78,7 +79,8 @@ def _check_alike(folder: Path, slices: list[Slice]) -> None:
         raise FileFormatError(f"{folder}: pixel size {slices[0].pixel_mm} mm; it must be above zero")
 
 
-def _normal(item: Slice) -> Array:
+def slice_normal(item: Slice) -> Array:
+    """The direction that a slice faces, of length one."""
     row, column = np.array(item.orientation[:3]), np.array(item.orientation[3:])
     normal: Array = np.cross(row, column)
     length = np.linalg.norm(normal)
