@@ -210,11 +210,20 @@ def test_what_else_can_be_wrong(tmp_path):
     assert "IM002.dcm is not a readable DICOM image" in reason(tmp_path / "cut")
 
 
-def test_many_slices_in_one_file_are_named(tmp_path):
+def test_many_slices_in_one_file(tmp_path):
+    pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
     image = SimpleITK.GetImageFromArray(values())
+    image.SetSpacing((0.7, 0.8, 2.5))
     image.SetMetaData("0008|0060", "CT")
-    SimpleITK.WriteImage(image, str(tmp_path / "all.dcm"))
-    assert "many slices in one file" in reason(tmp_path)
+    path = tmp_path / "all.dcm"
+    SimpleITK.WriteImage(image, str(path))
+    volume = load_only(tmp_path).volume
+    assert np.array_equal(volume.array, values()[:, ::-1, ::-1])
+    assert np.allclose(volume.spacing, (2.5, 0.8, 0.7))
+    header = pydicom.dcmread(path)
+    del header.PerFrameFunctionalGroupsSequence
+    header.save_as(path)
+    assert "many slices in one file, whose positions cannot be checked" in reason(tmp_path)
 
 
 def test_itk_keeps_quiet(tmp_path, capfd):
