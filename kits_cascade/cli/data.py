@@ -140,6 +140,56 @@ def stats(
     raise typer.Exit(report.exit_code)
 
 
+@app.command()
+def slices(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="KiTS folder, raw dataset of nnU-Net, or images; with --assemble, a folder of predicted masks (PNG).",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for slices, or for the assembled label maps.")],
+    assemble: Annotated[
+        Path | None,
+        typer.Option(metavar="EXPORT", help="The way back: build label maps of the slices exported to this folder."),
+    ] = None,
+    axis: Annotated[str, typer.Option(help="axial, coronal or sagittal.")] = "axial",
+    window: Annotated[tuple[float, float], typer.Option(metavar="LOW HIGH", help="HU that become black and white.")] = (
+        -79.0,
+        304.0,
+    ),
+    gamma: Annotated[float, typer.Option(help="Power of the grey levels from 0 to 1; above 1 is darker.")] = 1.0,
+    size: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Resize to this many rows and columns; as they are by default.")
+    ] = None,
+    crop: Annotated[bool, typer.Option("--crop", help="Crop each scan to what is not black in the window.")] = False,
+    labelled: Annotated[bool, typer.Option("--labelled", help="Only slices with a label in their mask.")] = False,
+    cases: Annotated[str | None, typer.Option(help="Only these cases, such as 0-19,400.")] = None,
+    jobs: Jobs = None,
+) -> None:
+    """Scans as PNG slices with their masks and a manifest, for networks in 2D; and label maps from predicted slices.
+
+    Finished cases are kept: a second run takes up where the first stopped. Exit code 1 when a case had to be left out.
+    """
+    from kits_cascade.volumes.kits import chosen_names
+    from kits_cascade.volumes.png_assembly import assemble_slices
+    from kits_cascade.volumes.png_export import MANIFEST_CSV, export_slices
+    from kits_cascade.volumes.png_slices import SliceOptions
+
+    with progress_bar("slices") as progress:
+        if assemble is not None:
+            report = assemble_slices(source, assemble, out, jobs=jobs, progress=progress)
+        else:
+            options = SliceOptions(axis, window, gamma, size, crop, labelled)
+            names = chosen_names(source, cases)
+            report = export_slices(source, out, options, cases=names, jobs=jobs, progress=progress)
+    print_reasons("left out", report.bad, "bold red")
+    what = "label maps" if assemble is not None else f"cases, listed in {MANIFEST_CSV}"
+    typer.echo(f"{out}: {len(report.written)} {what} ({sum(report.written.values())} slices), {len(report.kept)} kept")
+    raise typer.Exit(report.exit_code)
+
+
 @app.command("derive-stages")
 def derive_stages(
     source_id: SourceId = 220,
