@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "kits_cascade"
 # nothing of each other. A new room is a line here (and in docs/design.md).
 FLOORS = (
     ("cli",),
+    ("service",),
     ("recipes",),
     ("report",),
     ("runs",),

@@ -125,7 +125,7 @@ def predict(
     options = CascadeOptions(
         margin_mm, on_empty, steps if postprocess else None, save_probabilities, keep_stages, parse_kinds(dicom)
     )
-    with _terminating_like_an_interrupt(), _listener(chosen, len(cases), quiet) as listener:
+    with terminating_like_an_interrupt(), _listener(chosen, len(cases), quiet) as listener:
         summary = predict_cases(
             cases,
             out,
@@ -169,7 +169,7 @@ def _use_threads(jobs: int | None) -> None:
 
 
 @contextmanager
-def _terminating_like_an_interrupt() -> Iterator[None]:
+def terminating_like_an_interrupt() -> Iterator[None]:
     """A scheduler's or container's SIGTERM ends the run as Ctrl-C does: tidily, with nothing lost."""
 
     def interrupt(_signal: int, _frame: Any) -> None:

@@ -1,0 +1,1 @@
+"""Work that comes in by itself: a watched folder."""
