@@ -62,6 +62,14 @@ def export(
     model: Model = None,
     checkpoint: Checkpoint = None,
     ids: Ids = "221,222,223",
+    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "not stated",
+    trained_on: Annotated[str, typer.Option(help="The training data, and their licence.")] = "not stated",
+    card: Annotated[
+        bool, typer.Option("--card", help="Also write README.md beside the zip: a model card, as a hub shows it.")
+    ] = False,
+    scores: Annotated[
+        Path | None, typer.Option(help="An evaluation.json of these networks, for the model card.")
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Weights in half precision: half the size.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     nnunet_dir: NnunetDir = None,
@@ -69,12 +77,16 @@ def export(
     """Write the networks of one cascade into a zip: checkpoints without optimizer, plans, checksums."""
     from kits_cascade.errors import UsageError
     from kits_cascade.models.bundle import bundle_path, export_models
+    from kits_cascade.models.card import About, write_card
     from kits_cascade.models.choose import resolve_models
     from kits_cascade.nnunet_folders import open_folders
 
     target = bundle_path(out)
-    if target.exists() and not overwrite:
-        raise UsageError(f"{target} is there already; give --overwrite to replace it")
+    for path in (target, target.with_name("README.md")) if card else (target,):
+        if path.exists() and not overwrite:
+            raise UsageError(f"{path} is there already; give --overwrite to replace it")
+    if scores is not None and not card:
+        raise UsageError("--scores go into the model card: give --card too")
     found = resolve_models(
         folds=parse_folds(folds, more_folds),
         choose=parse_choices(model),
@@ -83,7 +95,10 @@ def export(
         results=open_folders(nnunet_dir, needed=("nnUNet_results",)).results,
         shipped=False,
     )
-    export_models(found, target, half=half)
+    about = About(licence=licence, trained_on=trained_on)
+    export_models(found, target, half=half, about=about)
+    if card:
+        typer.echo(str(write_card(target, about, found.summary(), scores)))
     for line in found.summary():
         typer.echo(line)
     typer.echo(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
@@ -91,15 +106,21 @@ def export(
 
 @models_app.command("import")
 def import_(
-    bundle: Annotated[Path, typer.Argument(help="A zip made by `models export`.")],
+    bundle: Annotated[
+        str, typer.Argument(help="A zip made by `models export`, or hf://OWNER/NAME[@REVISION] on Hugging Face.")
+    ],
     to: Annotated[Path | None, typer.Option(help="Folder to unpack into; nnUNet_results by default.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace networks of the same name.")] = False,
     nnunet_dir: NnunetDir = None,
 ) -> None:
     """Check a bundle and unpack it: no code in it is run, nothing is written outside the folder."""
-    from kits_cascade.models.bundle import import_models
+    from kits_cascade.models.bundle import about_bundle, import_models
+    from kits_cascade.models.hub import fetch_bundle, is_hub_address
     from kits_cascade.nnunet_folders import open_folders
 
     target = to or open_folders(nnunet_dir, needed=("nnUNet_results",)).results
-    for folder in import_models(bundle, target, overwrite=overwrite, manifest=to is not None):
+    source = fetch_bundle(bundle) if is_hub_address(bundle) else Path(bundle)
+    for folder in import_models(source, target, overwrite=overwrite, manifest=to is not None):
         typer.echo(str(folder))
+    for line in about_bundle(source).lines():
+        typer.echo(line)

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from kits_cascade.errors import ModelError
 from kits_cascade.files import atomic_path, sha256, write_json
+from kits_cascade.models.card import About
 from kits_cascade.models.checkpoint import check_plans, strip_checkpoint
 from kits_cascade.models.network import (
     MANIFEST,
@@ -30,7 +31,15 @@ from kits_cascade.models.network import (
     read_network,
     with_folds,
 )
-from kits_cascade.models.unpack import CHUNK, FORMAT, FORMAT_VERSION, bundle_key, read_bundle_manifest, unpack_bundle
+from kits_cascade.models.unpack import (
+    CHUNK,
+    FORMAT,
+    FORMAT_VERSION,
+    bundle_key,
+    read_bundle_manifest,
+    read_zip_manifest,
+    unpack_bundle,
+)
 from kits_cascade.stages import STAGES
 from kits_cascade.version import __version__
 
@@ -42,7 +51,7 @@ def bundle_path(out: Path) -> Path:
     return out if out.suffix == ".zip" else out.with_name(out.name + ".zip")
 
 
-def export_models(models: CascadeModels, out: Path, *, half: bool = False) -> Path:
+def export_models(models: CascadeModels, out: Path, *, half: bool = False, about: About | None = None) -> Path:
     """Write a bundle (see :func:`bundle_path` for its name); ``half``: weights in half precision, half the size."""
     for model in models.all:
         check_plans(model.folder / "plans.json")  # what an import would refuse is better refused here
@@ -67,6 +76,7 @@ def export_models(models: CascadeModels, out: Path, *, half: bool = False) -> Pa
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "made_by": f"kits-cascade {__version__}",
+            **(about or About()).to_json(),
             "stages": [_stage_entry(model) for model in models.all],
             "files": entries,
         }
@@ -118,6 +128,11 @@ def _imported(bundle: Path, target: Path, overwrite: bool, manifest: bool) -> li
         if manifest:
             write_json(target / MANIFEST, content)
     return [target / name for name in names]
+
+
+def about_bundle(bundle: Path) -> About:
+    """What a bundle says of itself."""
+    return About.from_manifest(read_zip_manifest(bundle))
 
 
 def _same(content: dict[str, Any], target: Path, folder: str) -> bool:

@@ -57,6 +57,12 @@ def bundle_key(bundle: Path) -> str:
         return hashlib.sha256(_read_small(archive, MANIFEST, bundle)).hexdigest()[:24]
 
 
+def read_zip_manifest(bundle: Path) -> dict[str, Any]:
+    """The checked manifest of a bundle that is still a zip."""
+    with _opened(bundle) as archive:
+        return _manifest_of(archive, bundle)
+
+
 @contextmanager
 def _opened(bundle: Path) -> Iterator[zipfile.ZipFile]:
     try:

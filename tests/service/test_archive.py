@@ -150,8 +150,10 @@ def wait_for(condition):
     return found
 
 
-def test_there_and_back_with_orthanc(tmp_path):
+def test_there_and_back_with_orthanc(tmp_path, monkeypatch):
     orthanc_program()
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
     datasets = read(painted(tmp_path / "made"))
     inbox = tmp_path / "in"
     with receiver(inbox, 0) as port, Orthanc(tmp_path, port) as orthanc:
