@@ -86,6 +86,12 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished cases again.")] = False,
     jobs: Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Processor threads; by default all.")] = None,
     part: Annotated[str | None, typer.Option(help="I/N: every N-th case, for several machines on one folder.")] = None,
+    accept_values: Annotated[
+        bool, typer.Option("--accept-values", help="Predict also what is surely no CT in Hounsfield units.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit code 1 also where a result is doubtful or implausible.")
+    ] = False,
     nnunet_dir: NnunetDir = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
 ) -> None:
@@ -93,7 +99,7 @@ def predict(
 
     Run again after an interruption, it goes on where it was.
 
-    Exit code 0: all well; 1: some cases failed; 2: nothing could be done.
+    Exit code 0: all well; 1: some cases failed (with --strict: or are not plausible); 2: nothing could be done.
     """
     from dataclasses import replace
 
@@ -135,9 +141,10 @@ def predict(
             speed=Speed.named(tta, fast),
             overwrite=overwrite,
             part=part,
+            accept_values=accept_values,
             listener=listener,
         )
-    _conclude(summary, out, options, quiet)
+    _conclude(summary, out, options, quiet, strict)
 
 
 @app.command("dicom")
@@ -206,7 +213,7 @@ def _listener(models: CascadeModels, total: int, quiet: bool) -> Iterator[Listen
         yield listen
 
 
-def _conclude(summary: Summary, out: Path, options: CascadeOptions, quiet: bool) -> None:
+def _conclude(summary: Summary, out: Path, options: CascadeOptions, quiet: bool, strict: bool) -> None:
     if not quiet:
         counts = {
             "done": len(summary.done),
@@ -217,4 +224,14 @@ def _conclude(summary: Summary, out: Path, options: CascadeOptions, quiet: bool)
         typer.echo(f"{', '.join(f'{n} {what}' for what, n in counts.items() if n or what == 'done')}; results in {out}")
         if options.postprocess is None and summary.done:
             typer.echo("without postprocessing, as asked")
-    raise typer.Exit(summary.exit_code)
+        for line in _verdicts(summary):
+            typer.echo(line)
+    raise typer.Exit(summary.exit_code or int(strict and bool(summary.not_plausible)))
+
+
+def _verdicts(summary: Summary) -> Iterator[str]:
+    """A line for each verdict that makes one look again."""
+    total = len(summary.verdicts)
+    for word, names in summary.not_plausible.items():
+        some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        yield f"{len(names)} of {total} results {'is' if len(names) == 1 else 'are'} {word}: {some} (why: run.json)"

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from kits_cascade.errors import UsageError
+from kits_cascade.errors import CaseError, UsageError
+from kits_cascade.inference.measure import body_midline, measure_lesions, volumes_ml
 from kits_cascade.inference.pipeline import CascadeOptions, CascadeResult, Predictors, Report, run_cascade
+from kits_cascade.inference.plausibility import check_input, check_labels, refusal
+from kits_cascade.inference.plausibility_facts import ImageFacts
+from kits_cascade.inference.plausibility_finding import Finding, Verdict, verdict_of
 from kits_cascade.volumes.cases import LoadedCase, check_case, load_case, write_result
 from kits_cascade.volumes.find import InputCase, find_inputs
 from kits_cascade.volumes.volume import Array, Spacing, Volume, to_stored, volume_from_array, volume_from_stored
@@ -54,6 +60,22 @@ class Prediction:
         """What a reader of the result should know."""
         return (*self.loaded.warnings, *self.result.warnings)
 
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is odd about the scan and about its labels, and where to look."""
+        volume, bounds = self.loaded.volume, self.result.bounds
+        if bounds is None:
+            return tuple(check_labels(self.result, None, [], {}))
+        labels, grey = bounds.crop(self.labels), bounds.crop(volume.array)
+        middle = body_midline(volume.array, volume.affine)
+        lesions = measure_lesions(labels, grey, volume.spacing, volume.affine, bounds, volume.shape, middle)
+        return tuple(check_labels(self.result, grey, lesions, volumes_ml(labels, volume.spacing)))
+
+    @property
+    def verdict(self) -> Verdict:
+        """Plausible, doubtful or implausible."""
+        return verdict_of(self.findings)
+
     def save(self, folder: Path | str) -> Path:
         """Write the labels in shape, affine, orientation and format of the input, under the case's own name."""
         return write_result(self.loaded, self.labels, Path(folder))
@@ -89,11 +111,14 @@ class Cascade:
         speed: Speed | None = None,
         predictors: Predictors | None = None,
         choose: Mapping[str, str] | None = None,
+        accept_values: bool = False,
     ) -> None:
         """Load the models: by default those in nnUNet_results, else of a folder or zip of ``models export``.
 
         ``predictors`` replaces the networks altogether (then nothing is loaded, and torch is not needed).
+        ``accept_values`` predicts also where the values are surely no Hounsfield units.
         """
+        self.accept_values = accept_values
         self.options = options or CascadeOptions()
         self.speed = speed or Speed()
         self.models: CascadeModels | None = None
@@ -108,11 +133,22 @@ class Cascade:
         return Prediction(loaded, self.run(loaded, report))
 
     def run(self, loaded: LoadedCase, report: Report = lambda _: None) -> CascadeResult:
-        """Segment a case that is loaded."""
+        """Segment a case that is loaded. Raises a CaseError where it is surely no CT in Hounsfield units."""
         volume = loaded.volume
+        start = time.perf_counter()
+        facts = ImageFacts.of(volume, loaded.air_only)
+        findings = check_input(facts)
+        seconds = time.perf_counter() - start
+        reason = refusal(findings)
         if loaded.air_only:
-            return CascadeResult(np.zeros(volume.shape, dtype=np.uint8))
-        return run_cascade(volume.array, volume.spacing, self.predictors, self.options, report)
+            result = CascadeResult(np.zeros(volume.shape, dtype=np.uint8))
+        elif reason and not self.accept_values:
+            raise CaseError(loaded.case.name, reason)
+        else:
+            result = run_cascade(volume.array, volume.spacing, self.predictors, self.options, report)
+            result.seconds["plausibility"] = seconds
+        result.facts, result.findings = facts, findings
+        return result
 
 
 def _resolved(

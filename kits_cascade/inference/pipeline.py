@@ -13,6 +13,8 @@ from typing import Final, Literal, Protocol
 
 import numpy as np
 
+from kits_cascade.inference.plausibility_facts import ImageFacts
+from kits_cascade.inference.plausibility_finding import Finding
 from kits_cascade.inference.postprocess import PostprocessOptions, postprocess
 from kits_cascade.inference.roi import FineGrid, mask_on_grid, surroundings, without_strangers
 from kits_cascade.labels import CYST, KIDNEY, PAINT_ORDER, TUMOR
@@ -82,6 +84,8 @@ class CascadeResult:
     coarse: Array | None = None  # on the coarse network's grid
     unprocessed: Array | None = None  # labels before postprocessing
     probabilities: list[dict[str, Array]] = field(default_factory=list)  # per crop
+    facts: ImageFacts | None = None  # of the scan, for the checks of plausibility
+    findings: list[Finding] = field(default_factory=list)  # of the scan
 
     @property
     def bounds(self) -> Box | None:

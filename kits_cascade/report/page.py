@@ -14,6 +14,7 @@ from kits_cascade.evaluation.metrics import METRICS, TARGETS
 from kits_cascade.evaluation.pairs import nifti_files, truth_files
 from kits_cascade.evaluation.score import FULL_JSON, CaseScore, ScoreTable, check_writable, evaluate_folder
 from kits_cascade.files import write_text
+from kits_cascade.inference.plausibility_finding import DOUBTFUL, IMPLAUSIBLE
 from kits_cascade.labels import LABEL_NAMES, REGIONS
 from kits_cascade.parallel import Progress, run_cases
 from kits_cascade.report import figures
@@ -87,11 +88,11 @@ def build_report(
     check_writable(out)
     run = RunInfo.read(predictions)
     scores = _scores(predictions, truth, out, jobs, progress)
-    order = _order(files, scores)
+    order = _order(files, scores, run)
     truths = {case: paths[0] for case, paths in truth_files(truth).items()} if truth else {}
     image_paths = {case.name: case.path for case in find_inputs(images)} if images else run.inputs
     shown = {case: out / FIGURES_FOLDER / f"{case}.png" for case in order[:panels]}
-    tasks = [PictureTask(c, files[c], truths.get(c), image_paths.get(c), shown.get(c)) for c in order]
+    tasks = [PictureTask(c, files[c], truths.get(c), image_paths.get(c), shown.get(c), run.look_at(c)) for c in order]
     drawn, failures = _draw(tasks, jobs, progress)
     title = predictions.resolve().name
     write_text(out / REPORT_HTML, _render(title, order, drawn, scores, run, failures))
@@ -119,10 +120,11 @@ def _scores(
     return ScoreTable.read(known) if known.is_file() else None
 
 
-def _order(predictions: Mapping[str, Path], scores: ScoreTable | None) -> list[str]:
-    """Worst first; cases without a score after them."""
+def _order(predictions: Mapping[str, Path], scores: ScoreTable | None, run: RunInfo) -> list[str]:
+    """Worst first; cases without a score after them, first those whose result is not to be believed."""
     scored = [case.case for case in scores.worst_first if case.case in predictions] if scores else []
-    return scored + sorted(predictions.keys() - set(scored))
+    rank = {IMPLAUSIBLE: 0, DOUBTFUL: 1}
+    return scored + sorted(predictions.keys() - set(scored), key=lambda case: (rank.get(run.verdict(case), 2), case))
 
 
 def _draw(
@@ -171,7 +173,14 @@ def _render(
         findings=scores.findings if scores else (),
         failures=failures,
         cases=[
-            {"name": name, "score": by_case.get(name), "picture": drawn.get(name), "remarks": run.remarks(name)}
+            {
+                "name": name,
+                "score": by_case.get(name),
+                "picture": drawn.get(name),
+                "remarks": run.remarks(name),
+                "verdict": run.verdict(name),
+                "odd": run.findings(name),
+            }
             for name in order
         ],
         strips=_strips(order, drawn, by_case),

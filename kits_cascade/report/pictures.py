@@ -41,6 +41,7 @@ class PictureTask:
     truth: Path | None = None
     image: Path | None = None
     panel: Path | None = None  # a PNG to write
+    look_at: tuple[int, int, int] | None = None  # the voxel that the slices show, instead of the largest lesion
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def draw_case(task: PictureTask) -> CasePicture:
     prediction = _labels(task.case, task.prediction)
     truth = _optional(task, "truth", notes, prediction)
     image = _optional(task, "image", notes, prediction)
-    cut = planes(image, truth, prediction)
+    cut = planes(image, truth, prediction, point=task.look_at)
     if task.panel is not None:
         case_panel(image, truth, prediction, task.panel, task.case)
     volumes = {

@@ -66,6 +66,19 @@ class RunInfo:
         record = self.cases.get(case, {})
         return [str(remark) for kind in ("warnings", "notes") for remark in record.get(kind, [])]
 
+    def verdict(self, case: str) -> str:
+        """Whether a result is plausible, doubtful or implausible; empty where nobody has looked."""
+        return str(self.cases.get(case, {}).get("verdict", ""))
+
+    def findings(self, case: str) -> list[dict[str, Any]]:
+        """What the verdict rests on, the gravest first."""
+        return [dict(finding) for finding in self.cases.get(case, {}).get("findings", [])]
+
+    def look_at(self, case: str) -> tuple[int, int, int] | None:
+        """The place of the gravest finding that has one, unless all are mere notes."""
+        grave = [f["where"] for f in self.findings(case) if f.get("where") and f.get("severity") != "note"]
+        return (int(grave[0][0]), int(grave[0][1]), int(grave[0][2])) if grave else None
+
     @property
     def inputs(self) -> dict[str, Path]:
         """Where the images were, as far as they are still there."""

@@ -72,9 +72,16 @@ def _widest(mask: Array) -> tuple[int, int, int]:
 
 
 def planes(
-    image: Volume | None, truth: Volume | None, prediction: Volume | None, margin_mm: float = MARGIN_MM
+    image: Volume | None,
+    truth: Volume | None,
+    prediction: Volume | None,
+    margin_mm: float = MARGIN_MM,
+    point: tuple[int, int, int] | None = None,
 ) -> list[Plane]:
-    """The three slices of a case, cut to what is segmented with a margin; the whole slices where nothing is."""
+    """The three slices of a case, cut to what is segmented with a margin; the whole slices where nothing is.
+
+    They meet in ``point``, or in the largest lesion.
+    """
     given = [volume for volume in (image, truth, prediction) if volume is not None]
     shape, spacing = given[0].shape, given[0].spacing
     for volume in given:
@@ -83,12 +90,13 @@ def planes(
     maps = [volume.array for volume in (truth, prediction) if volume is not None]
     boxes = [box for box in map(Box.around, maps) if box is not None]
     segmented = boxes[0].union(boxes[-1]) if boxes else Box.full(shape)
-    inner = [segmented.crop(labels) for labels in maps]
-    found = focus(*inner)
-    centre = found or tuple(n // 2 for n in segmented.shape)
-    point = [c + s for c, s in zip(centre, segmented.start, strict=True)]
     view = segmented.grown(margin_mm, spacing).clipped(shape)
-    return list(_cut(image, truth, prediction, view, point))
+    if point is not None:
+        met = [min(max(p, a), b - 1) for p, a, b in zip(point, view.start, view.stop, strict=True)]
+    else:
+        centre = focus(*(segmented.crop(labels) for labels in maps)) or tuple(n // 2 for n in segmented.shape)
+        met = [c + s for c, s in zip(centre, segmented.start, strict=True)]
+    return list(_cut(image, truth, prediction, view, met))
 
 
 def _cut(

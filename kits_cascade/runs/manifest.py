@@ -52,6 +52,8 @@ class CaseRecord:
     volumes_ml: dict[str, float] = field(default_factory=dict)
     lesions: list[dict[str, Any]] = field(default_factory=list)
     geometry: dict[str, Any] = field(default_factory=dict)  # shape and spacing, as stored
+    verdict: str = ""  # plausible, doubtful or implausible
+    findings: list[dict[str, Any]] = field(default_factory=list)  # what the verdict rests on, and where to look
     settings: str = ""  # of the run that made it: see RunManifest.settings
     source: str = ""  # of the input's bytes: see fingerprint
     result: str = ""  # checksum of the output

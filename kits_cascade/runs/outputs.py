@@ -12,6 +12,8 @@ import numpy as np
 from kits_cascade.files import atomic_path, write_json
 from kits_cascade.inference.measure import LesionRow, body_midline, measure_lesions, volumes_ml
 from kits_cascade.inference.pipeline import CascadeOptions, CascadeResult
+from kits_cascade.inference.plausibility import check_labels
+from kits_cascade.inference.plausibility_finding import Finding
 from kits_cascade.runs.dicom_results import write_dicom
 from kits_cascade.volumes.cases import LoadedCase, write_result
 from kits_cascade.volumes.dicom_sr import Findings
@@ -48,6 +50,10 @@ class FinishedCase:
         return volumes_ml(labels, volume.spacing), measure_lesions(
             labels, self.image, volume.spacing, volume.affine, bounds, volume.shape, self.midline
         )
+
+    def check(self, volumes: dict[str, float], lesions: list[LesionRow]) -> list[Finding]:
+        """What is odd about the scan and its labels."""
+        return check_labels(self.result, self.image, lesions, volumes)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ def predict_folder(
     speed: Speed | None = None,
     overwrite: bool = False,
     part: str | None = None,
+    accept_values: bool = False,
     listener: Listener | None = None,
 ) -> Summary:
     """Segment every case in ``source`` into ``out``; see the command's help for the options."""
@@ -42,6 +43,7 @@ def predict_folder(
         speed=speed or Speed(),
         overwrite=overwrite,
         part=part,
+        accept_values=accept_values,
         listener=listener,
     )
 
@@ -56,6 +58,7 @@ def predict_cases(
     speed: Speed,
     overwrite: bool = False,
     part: str | None = None,
+    accept_values: bool = False,
     listener: Listener | None = None,
 ) -> Summary:
     """Segment cases that are found already, with models that are chosen already."""
@@ -73,6 +76,6 @@ def predict_cases(
     )
 
     def load() -> Cascade:
-        return Cascade(models, device=device, options=options, speed=speed)
+        return Cascade(models, device=device, options=options, speed=speed, accept_values=accept_values)
 
     return Runner(load, out, manifest, overwrite, listener).run(cases)

@@ -18,6 +18,7 @@ from typing import Final
 from kits_cascade.errors import CaseError, KitsCascadeError, UsageError
 from kits_cascade.files import TEMPORARY_MARK, sweep_temporary
 from kits_cascade.inference.cascade import Cascade
+from kits_cascade.inference.plausibility_finding import DOUBTFUL, IMPLAUSIBLE, verdict_of
 from kits_cascade.runs.background import Background
 from kits_cascade.runs.claims import Claims
 from kits_cascade.runs.dicom_results import remarks_on
@@ -53,6 +54,7 @@ class Summary:
     skipped: list[str] = field(default_factory=list)  # finished before
     failed: dict[str, str] = field(default_factory=dict)
     elsewhere: list[str] = field(default_factory=list)  # another process works on them
+    verdicts: dict[str, str] = field(default_factory=dict)  # of all that are finished
 
     @property
     def exit_code(self) -> int:
@@ -60,6 +62,12 @@ class Summary:
         if not self.failed:
             return 0
         return 1 if self.done or self.skipped or self.elsewhere else 2
+
+    @property
+    def not_plausible(self) -> dict[str, list[str]]:
+        """The cases with another verdict than plausible, the worst verdict first."""
+        found = {word: [n for n, v in self.verdicts.items() if v == word] for word in (IMPLAUSIBLE, DOUBTFUL)}
+        return {word: names for word, names in found.items() if names}
 
 
 class DiskFullError(KitsCascadeError):
@@ -168,6 +176,8 @@ class Runner:
     def _tell_skipped(self, case: InputCase) -> None:
         if case.name not in self.summary.done and case.name not in self.summary.skipped:
             self.summary.skipped.append(case.name)
+            record = self.manifest.record(case.name)
+            self.summary.verdicts[case.name] = "" if record is None else record.verdict
             self.tell(Event(case.name, SKIPPED, "finished before"))
 
     def _read_next(self, waiting: Iterator[InputCase]) -> tuple[InputCase, Background[tuple[LoadedCase, float]]] | None:
@@ -212,6 +222,8 @@ class Runner:
             finished.findings = Findings(lesions, record.volumes_ml, remarks_on(record))
             finished.networks = self.manifest.networks
             path = write_outputs(self.out, finished, self.cascade.options)
+            findings = finished.check(record.volumes_ml, lesions)
+            record.verdict, record.findings = verdict_of(findings), [finding.to_json() for finding in findings]
             record.seconds = {**result.seconds, "writing": time.perf_counter() - start}
             self.manifest.done(record, path, case.path, lesions)
         except Exception as error:
@@ -219,7 +231,8 @@ class Runner:
             return
         self.claims.release(case.name)
         self.summary.done.append(case.name)
-        self.tell(Event(case.name, DONE, "; ".join(record.warnings)))
+        self.summary.verdicts[case.name] = record.verdict
+        self.tell(Event(case.name, DONE, "; ".join([*_doubts(record), *record.warnings])))
 
     def _failed(self, case: InputCase, error: Exception) -> None:
         """Name the case and go on, unless the reason will stop every other case too."""
@@ -248,6 +261,12 @@ class Runner:
     def _let_writing_end(self) -> None:
         if self._writing is not None:
             self._writing.wait(_PATIENCE_SECONDS)
+
+
+def _doubts(record: CaseRecord) -> list[str]:
+    """The verdict with its first reason, where it is not plausible."""
+    grave = [str(finding["text"]) for finding in record.findings if finding["severity"] != "note"]
+    return [f"{record.verdict}: {grave[0]}{f' (and {len(grave) - 1} more)' if len(grave) > 1 else ''}"] if grave else []
 
 
 def _record(finished: FinishedCase) -> CaseRecord:

@@ -6,9 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from kits_cascade.files import write_json
+from kits_cascade.files import read_json, write_json
 from kits_cascade.report.page import Strip, build_report
 from kits_cascade.report.pictures import PictureTask, draw_case, svg_path
+from kits_cascade.report.slices import planes
+from kits_cascade.volumes.nifti import read_labels
 from tests.evaluation.small_scores import AFFINE, label_map, write
 from tests.report import browser
 
@@ -42,6 +44,26 @@ def test_the_page_is_whole_and_self_contained(run_folder):
     ]  # fmt: skip
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in report.pictures)
     assert (predictions / "evaluation.csv").is_file()
+
+
+def test_what_is_not_to_be_believed_comes_first_and_says_why_and_where(run_folder):
+    predictions, _ = run_folder
+    content = read_json(predictions / "run.json")
+    last = sorted(name for name in content["cases"] if name != "kaputt")[-1]
+    finding = {"check": "kidneys: flat end", "severity": "doubt", "text": "a kidney ends flat", "where": [3, 20, 20]}
+    content["cases"][last] |= {"verdict": "doubtful", "findings": [finding | {"look": "slice 3 from the feet"}]}
+    write_json(predictions / "run.json", content)
+    page = build_report(predictions).page.read_text(encoding="utf-8")
+    assert page.index(f'id="case-{last}"') == min(match.start() for match in re.finditer('id="case-', page))
+    assert '<span class="tag warn">doubtful</span>' in page and ", 1 doubtful." in page
+    assert "<b>kidneys: flat end</b> a kidney ends flat" in page and "(look at slice 3 from the feet)" in page
+
+
+def test_slices_meet_where_one_is_asked_to_look(folders):
+    predictions, _ = folders
+    path = sorted(predictions.glob("*.nii.gz"))[0]
+    labels = read_labels(path)
+    assert [plane.position for plane in planes(None, None, labels, point=(5, 18, 19))] == [5, 18, 19]
 
 
 def test_the_same_twice(run_folder):

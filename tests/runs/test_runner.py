@@ -16,15 +16,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 
 from kits_cascade import Cascade
+from kits_cascade.cli.runs import _conclude, _verdicts
 from kits_cascade.errors import UsageError
 from kits_cascade.inference.cascade import CascadeOptions
 from kits_cascade.inference.roi import FineGrid
 from kits_cascade.runs import claims as claims_module
 from kits_cascade.runs.claims import Claims
 from kits_cascade.runs.manifest import RunManifest
-from kits_cascade.runs.runner import DiskFullError, Runner, part_of
+from kits_cascade.runs.runner import DiskFullError, Runner, Summary, part_of
 from kits_cascade.volumes.find import find_inputs
 from tests.inference.handmade import write_models
 from tests.inference.oracle import HU, Oracle
@@ -110,6 +112,30 @@ def test_bad_cases_are_named_and_the_good_ones_come_out_right(tmp_path):
     assert all(record["cases"][name]["reason"] == summary.failed[name] for name in bad)
     assert {event.case for event in said if event.kind == "failed"} == bad
     assert not strays(out)
+
+
+def test_the_verdict_and_its_reasons_stand_in_run_json_and_in_the_summary(tmp_path):
+    write_case(tmp_path / "in" / "empty.nii.gz", np.zeros_like(two_kidneys()))
+    out = tmp_path / "out"
+    summary = run(tmp_path / "in", out)
+    record = json.loads((out / "run.json").read_text(encoding="utf-8"))["cases"]["empty"]
+    assert record["verdict"] == "implausible" == summary.verdicts["empty"]
+    assert {"check", "severity", "text", "where", "lesion", "look"} == set(record["findings"][0])
+    assert summary.not_plausible == {"implausible": ["empty"]}
+    assert run(tmp_path / "in", out).not_plausible == {"implausible": ["empty"]}  # also of what was finished before
+
+
+def test_the_last_lines_name_what_is_not_to_be_believed(capsys):
+    names = [f"case {n}" for n in range(8)]
+    summary = Summary(done=names, verdicts={n: "plausible" for n in names} | {"case 3": "doubtful"})
+    for strict, code in ((False, 0), (True, 1)):
+        with pytest.raises(typer.Exit) as exit_:
+            _conclude(summary, Path("out"), CascadeOptions(), quiet=False, strict=strict)
+        assert exit_.value.exit_code == code
+    assert capsys.readouterr().out.splitlines()[-1] == "1 of 8 results is doubtful: case 3 (why: run.json)"
+    many = Summary(done=names, verdicts=dict.fromkeys(names, "doubtful"))
+    (line,) = _verdicts(many)
+    assert line.startswith("8 of 8 results are doubtful: case 0, ") and "case 4 and 3 more (" in line
 
 
 def test_exit_codes(tmp_path):

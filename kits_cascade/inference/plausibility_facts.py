@@ -1,0 +1,127 @@
+"""What the checks of plausibility look at, measured once per case and coarsely, so that it costs next to nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, cast
+
+import numpy as np
+from scipy import ndimage
+
+from kits_cascade.volumes.components import components
+from kits_cascade.volumes.volume import Array, Spacing, Volume
+
+_SKETCH_MM: Final = 4.0  # a look at the whole scan
+PADDING_HU: Final = -1100  # below it there is no air but what scanners write where they have measured nothing
+_TISSUE_HU: Final = -300
+_BONE_HU: Final = 200
+_MIDDLE_MM: Final = 40.0  # how far from the body's middle a spine may well stand; kidneys lie at 60 and more
+_SLICE_STRIDE: Final = 4
+
+
+def every_mm(spacing: Spacing, target_mm: float) -> tuple[slice, slice, slice]:
+    """Slices that take a voxel about every ``target_mm``."""
+    first, second, third = (slice(None, None, max(1, round(target_mm / size))) for size in spacing)
+    return first, second, third
+
+
+def stepped(steps: tuple[slice, ...], spacing: Spacing) -> Spacing:
+    """The spacing of what they take."""
+    first, second, third = (step.step * size for step, size in zip(steps, spacing, strict=True))
+    return first, second, third
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFacts:
+    """The scan as a whole, at about 4 mm."""
+
+    sketch: Array  # float32
+    spacing: Spacing  # of the sketch
+    full_shape: tuple[int, int, int]
+    full_spacing: Spacing
+    affine: Array
+    jumps: Array  # from each slice to the next: mean absolute difference, clipped to soft tissue; 0 for the very same
+    air_only: bool = False
+
+    @staticmethod
+    def of(volume: Volume, air_only: bool = False) -> ImageFacts:
+        """Of a volume in canonical axes."""
+        steps = every_mm(volume.spacing, _SKETCH_MM)
+        sketch = volume.array[steps].astype(np.float32)
+        sizes = stepped(steps, volume.spacing)
+        jumps = _slice_jumps(volume.array)
+        return ImageFacts(sketch, sizes, volume.shape, volume.spacing, volume.affine, jumps, air_only)
+
+    @cached_property
+    def values(self) -> Array:
+        """The values that were measured: without what stands for nothing measured."""
+        flat = self.sketch.ravel()
+        lowest = float(flat.min())
+        rest = flat[flat > lowest]
+        # One value far below all others is padding, whatever it is.
+        if len(rest) and float(rest.min()) - lowest > -PADDING_HU / 3 and len(rest) < 0.999 * len(flat):
+            return cast("Array", rest)
+        return cast("Array", flat)
+
+    @cached_property
+    def body(self) -> Array:
+        """Mask of the body: its largest piece of tissue, with the air inside."""
+        thin = ndimage.binary_opening(self.sketch > _TISSUE_HU)
+        found = components(thin)
+        if not found.count:
+            return cast("Array", thin)
+        largest = found.labels == int(found.voxels.argmax()) + 1
+        for plane in largest:
+            ndimage.binary_fill_holes(plane, output=plane)
+        return cast("Array", largest)
+
+    @cached_property
+    def bone(self) -> Array:
+        """Mask of what is as dense as bone (and contrast medium)."""
+        return cast("Array", (self.sketch > _BONE_HU) & self.body)
+
+    @cached_property
+    def lungs(self) -> Array:
+        """Mask of air in the body, without what is thin."""
+        return cast("Array", ndimage.binary_opening((self.sketch < -500) & (self.sketch > PADDING_HU) & self.body))
+
+    @cached_property
+    def spine(self) -> tuple[float, float] | None:
+        """Where the spine stands, y and x in mm from the corner of the scan: the densest column near the middle."""
+        columns = self.body.sum(axis=(0, 1), dtype=np.float64)
+        if not self.bone.any():
+            return None
+        # Kidneys full of contrast medium are as dense, but do not stand in the middle of the body.
+        middle = float(columns @ np.arange(len(columns)) / columns.sum())
+        away = (np.arange(len(columns)) - middle) * self.spacing[2] / _MIDDLE_MM
+        dense = ndimage.gaussian_filter(self.bone.mean(axis=0, dtype=np.float32), [12.0 / s for s in self.spacing[1:]])
+        y, x = np.unravel_index(int((dense * np.exp(-0.5 * away**2)).argmax()), dense.shape)
+        return float(y * self.spacing[1]), float(x * self.spacing[2])
+
+    def is_filled(self, index: int) -> bool:
+        """Whether there is more than one value in a slice of the scan, by the nearest of the sketch."""
+        plane = self.sketch[min(len(self.sketch) - 1, round(index * self.full_spacing[0] / self.spacing[0]))]
+        return float(np.ptp(plane)) > 0
+
+
+def _slice_jumps(array: Array) -> Array:
+    """How much each slice differs from the next, in blocks, so that noise says little."""
+    part = array[:, ::_SLICE_STRIDE, ::_SLICE_STRIDE]
+    rows, columns = (max(1, n // 4) * 4 for n in part.shape[1:])
+    part = part[:, :rows, :columns]
+    if min(part.shape[1:]) < 4:
+        return np.zeros(0)
+    jumps = np.zeros(max(0, len(part) - 1), dtype=np.float32)
+    before: Array | None = None
+    for number, plane in enumerate(part):
+        if before is not None and not np.array_equal(before, plane):
+            jumps[number - 1] = np.abs(_blocks(before) - _blocks(plane)).mean() + 1e-6
+        before = plane
+    return jumps
+
+
+def _blocks(plane: Array) -> Array:
+    soft = plane.astype(np.float32).clip(-200, 300)
+    rows, columns = soft.shape
+    return cast("Array", soft.reshape(rows // 4, 4, columns // 4, 4).mean(axis=(1, 3)))

@@ -1,0 +1,114 @@
+"""What is to be believed: phantoms as they are, wrecked, and turned into what they should not be."""
+
+import numpy as np
+import pytest
+
+from kits_cascade import Cascade
+from kits_cascade.errors import CaseError
+from kits_cascade.inference.plausibility import INPUT_CHECKS, RESULT_CHECKS, check_input, refusal
+from kits_cascade.inference.plausibility_certainty import coarse_fine_dice
+from kits_cascade.inference.plausibility_facts import ImageFacts
+from kits_cascade.inference.plausibility_finding import Check, Finding, Hit, run_checks, verdict_of
+from kits_cascade.synthetic.phantom import make_case
+from kits_cascade.volumes.volume import volume_from_array
+from tests.benchmarks.odd_inputs import odd_inputs, true_inputs
+from tests.benchmarks.plausibility import Case, findings_of, grave
+from tests.benchmarks.wrecks import WRECKS
+from tests.inference.oracle import HU, Oracle
+from tests.inference.test_cascade import two_kidneys
+
+SPACING = (4.0, 3.0, 3.0)
+CERTAIN = (
+    "shift up",
+    "shift aside",
+    "bowel",
+    "one side",
+    "noise blobs",
+    "all tumor",
+    "half",
+    "fifth",
+    "threefold",
+    "empty",
+)
+
+
+@pytest.fixture(scope="module")
+def case():
+    made = make_case(3, 0, SPACING[1], SPACING[0])
+    return Case("phantom", volume_from_array(made.image.array, made.image.affine), made.labels.array)
+
+
+def test_the_table_is_a_table():
+    names = [check.name for check in (*INPUT_CHECKS, *RESULT_CHECKS)]
+    assert len(set(names)) == len(names)
+    assert all(check.severity in ("note", "doubt", "refuse") and ": " in check.name for check in INPUT_CHECKS)
+
+
+def test_the_truth_is_plausible(case):
+    assert grave(findings_of(case, case.labels)) == []
+
+
+@pytest.mark.parametrize("kind", CERTAIN)
+def test_wrecks_are_found(case, kind):
+    assert grave(findings_of(case, WRECKS[kind](case)))
+
+
+def test_odd_scans_are_named_and_true_ones_never_refused(case):
+    for name, image, check in odd_inputs(case.image, case.spacing):
+        found = check_input(ImageFacts.of(volume_from_array(np.ascontiguousarray(image), case.volume.affine)))
+        assert check in [finding.check for finding in found], name
+        assert bool(refusal(found)) == check.startswith("values"), name
+    for name, image in true_inputs(case.image, case.spacing):
+        found = check_input(ImageFacts.of(volume_from_array(image, case.volume.affine)))
+        assert not refusal(found), name
+
+
+def test_one_word_for_a_case():
+    def some(*severities):
+        return [Finding(f"check {n}", severity, "") for n, severity in enumerate(severities)]
+
+    assert verdict_of([]) == verdict_of(some("note", "note")) == "plausible"
+    assert verdict_of(some("note", "doubt")) == verdict_of(some("doubt", "doubt")) == "doubtful"
+    assert verdict_of(some("refuse")) == verdict_of(some("doubt", "doubt", "doubt")) == "implausible"
+    assert verdict_of([Finding("the same", "doubt", "")] * 5) == "doubtful"
+
+
+def test_a_finding_says_what_and_where():
+    check = Check("a: b", "doubt", "{n} of them", lambda facts: [Hit({"n": facts}, (7, 8, 9), "cyst 2")])
+    other = Check("c: d", "refuse", "no", lambda facts: [Hit()])
+    worst, found = run_checks((check, other), 3)
+    assert worst.check == "c: d" and worst.look == ""
+    assert (found.text, found.look) == ("3 of them", "cyst 2, slice 7 from the feet")
+    assert found.to_json()["where"] == [7, 8, 9]
+
+
+def test_what_is_no_ct_is_refused_before_the_networks():
+    image = (HU[two_kidneys()].astype(np.int32) + 1024).astype(np.int16)
+    image[:, :6] = 24  # air
+    oracle = Oracle()
+    with pytest.raises(CaseError, match=r"rescale intercept.*--accept-values"):
+        Cascade(predictors=oracle)(image, spacing=SPACING)
+    assert oracle.calls == []
+    accepted = Cascade(predictors=oracle, accept_values=True)(image, spacing=SPACING)
+    assert accepted.verdict == "implausible"
+    assert [call[0] for call in oracle.calls] == ["coarse"]
+
+
+def test_a_prediction_has_its_verdict_and_its_reasons():
+    image = HU[two_kidneys()]
+    prediction = Cascade(predictors=Oracle())(image, spacing=(4.0, 2.0, 2.0))
+    checks = {finding.check for finding in prediction.findings}
+    # The oracle's kidneys are blocks of one value in a world of fat; its tumour is as dense as contrast medium.
+    assert "kidneys: none" not in checks and "values: no CT" not in checks
+    assert prediction.verdict == verdict_of(prediction.findings)
+    nothing = Cascade(predictors=Oracle())(np.full_like(image, -1000), spacing=(4.0, 2.0, 2.0))
+    assert nothing.verdict == "implausible"
+
+
+def test_coarse_and_fine_are_compared_on_the_coarse_grid():
+    labels = np.zeros((8, 12, 16), np.uint8)
+    labels[2:6, 4:8, 4:12] = 3
+    coarse = labels[1::2, 1::2, 1::2] > 0
+    assert coarse_fine_dice(coarse, labels) == 1.0
+    assert coarse_fine_dice(np.zeros_like(coarse), labels) == 0.0
+    assert coarse_fine_dice(np.zeros_like(coarse), np.zeros_like(labels)) == 1.0
