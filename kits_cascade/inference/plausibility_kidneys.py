@@ -10,13 +10,15 @@ from kits_cascade.inference.plausibility_shapes import KidneyFacts, ResultFacts
 
 # A kidney has 202 mL (men) and 154 mL (women) in the mean, 100 ... 300 nearly always (Cheong et al., CJASN 2007, by
 # MRI); one that works for two reaches 400. The kidney label of a KiTS23 case has 68 ... 1061 mL for both together,
-# tumours up to 2591 and cysts up to 937 (geometry.csv), so the upper limits are of what is labelled kidney.
+# tumours up to 2591 and cysts up to 937 (geometry.csv), so the upper limits are of what is labelled kidney. Two of the
+# 489 have less than the lower limit for both together, one has more than the upper.
 TISSUE_ML: Final = (12.0, 600.0)
-BOTH_TISSUE_ML: Final = (45.0, 1100.0)
+BOTH_TISSUE_ML: Final = (90.0, 900.0)
+_NO_TISSUE: Final = 0.02  # of a case's kidneys with masses
 _WHOLE_ML: Final = 3500.0  # one kidney with its masses
-# Parenchyma has 25 ... 40 HU plain, up to 250 in the arterial and nephrographic phase; the label holds some fat of
+# Parenchyma has 15 ... 40 HU plain, up to 250 in the arterial and nephrographic phase; the label holds some fat of
 # the sinus and some urine, also where that is bright.
-HU: Final = (5.0, 330.0)
+HU: Final = (-5.0, 330.0)
 _SPREAD_HU: Final = 170.0
 _FAT: Final = 0.18
 _BONE: Final = 0.22
@@ -73,6 +75,10 @@ def find_small(facts: ResultFacts) -> Iterable[Hit]:
 
 def find_no_tissue(facts: ResultFacts) -> Iterable[Hit]:
     """Masses with no kidney around them."""
+    tissue, whole = (sum(getattr(kidney, name) for kidney in facts.kidneys) for name in ("tissue_ml", "volume_ml"))
+    if whole and tissue < _NO_TISSUE * whole:
+        yield Hit({"ml": tissue, "whole": whole}, facts.kidneys[0].centre)
+        return
     for kidney in facts.kidneys:
         if kidney.tissue_ml < TISSUE_ML[0] and not kidney.cut and kidney.tissue_ml < 0.15 * kidney.volume_ml:
             yield Hit({"ml": kidney.tissue_ml, "whole": kidney.volume_ml}, kidney.centre)

@@ -25,6 +25,7 @@ _LARGEST_HU: Final = 5000.0  # metal has more, but never in a hundredth of a sca
 _LOWEST_HU: Final = -4000.0
 _LEAST_RANGE: Final = 60.0  # fat and water alone are 100 apart
 _NOISE_LIKENESS: Final = 0.25  # correlation of voxels 4 mm apart; real CT has 0.8 and more
+_PADDED: Final = 0.005
 _SOFT_HU: Final = (-20.0, 130.0)  # the soft tissue's peak, plain to late
 _SEARCH_HU: Final = (-90.0, 290.0)  # where else it is looked for
 
@@ -67,6 +68,10 @@ def _lacks_offset(facts: ImageFacts) -> bool:
     return few_below and any(is_like_ct(facts.values - offset) for offset in _OFFSETS)
 
 
+def _is_inverted(facts: ImageFacts) -> bool:
+    return float((facts.values < 0).mean()) > _BELOW_WATER and is_like_ct(-facts.values)
+
+
 def _is_scaled(facts: ImageFacts) -> bool:
     first, last = (float(v) for v in np.percentile(facts.values, (1, 99)))
     return last > _LARGEST_HU or first < _LOWEST_HU or float(np.ptp(facts.values)) < _LEAST_RANGE
@@ -74,7 +79,8 @@ def _is_scaled(facts: ImageFacts) -> bool:
 
 def _neighbours_alike(facts: ImageFacts) -> float:
     """Correlation of neighbours in a row, of the measured values."""
-    sketch = facts.sketch.clip(*(float(v) for v in np.percentile(facts.values, (0.5, 99.5))))
+    low, high = np.percentile(facts.values, (0.5, 99.5))
+    sketch = facts.sketch.clip(float(low), float(high))
     first, second = sketch[:, :, :-1].ravel(), sketch[:, :, 1:].ravel()
     if not len(first) or first.std() == 0 or second.std() == 0:
         return 1.0
@@ -89,7 +95,7 @@ _KINDS: Final[tuple[tuple[str, Callable[[ImageFacts], bool]], ...]] = (
     ("8 bit", _is_8_bit),
     ("hu", lambda facts: is_like_ct(facts.values)),
     ("offset", _lacks_offset),
-    ("inverted", lambda facts: is_like_ct(-facts.values)),
+    ("inverted", _is_inverted),
     ("not ct", lambda facts: bool(facts.values.min() >= 0)),
 )
 
@@ -122,9 +128,9 @@ def find_drift(facts: ImageFacts) -> Iterable[Hit]:
 
 def find_padding(facts: ImageFacts) -> Iterable[Hit]:
     """Voxels that were never measured."""
-    lowest = float(facts.sketch.min())
-    if kind_of_values(facts) == "hu" and lowest < PADDING_HU:
-        yield Hit({"value": lowest, "share": float((facts.sketch < PADDING_HU).mean())})
+    share = float((facts.sketch < PADDING_HU).mean())
+    if kind_of_values(facts) == "hu" and share > _PADDED:
+        yield Hit({"value": float(facts.sketch.min()), "share": share})
 
 
 def find_clipping(facts: ImageFacts) -> Iterable[Hit]:

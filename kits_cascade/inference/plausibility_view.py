@@ -39,8 +39,8 @@ def _widths(facts: ImageFacts) -> tuple[float, float]:
     body = facts.body
     extents = []
     for axis, spacing in ((1, facts.spacing[2]), (2, facts.spacing[1])):
-        rows = body.any(axis=axis)
-        rows = rows[rows.any(axis=1)]
+        rows: Array = body.max(axis=axis)
+        rows = rows[rows.max(axis=1)]
         extents.append(float(np.median(rows.sum(axis=1)) * spacing) if len(rows) else 0.0)
     return extents[0], extents[1]
 

@@ -123,7 +123,7 @@ def _scores(
 def _order(predictions: Mapping[str, Path], scores: ScoreTable | None, run: RunInfo) -> list[str]:
     """Worst first; cases without a score after them, first those whose result is not to be believed."""
     scored = [case.case for case in scores.worst_first if case.case in predictions] if scores else []
-    rank = {IMPLAUSIBLE: 0, DOUBTFUL: 1}
+    rank: dict[str, int] = {IMPLAUSIBLE: 0, DOUBTFUL: 1}
     return scored + sorted(predictions.keys() - set(scored), key=lambda case: (rank.get(run.verdict(case), 2), case))
 
 
