@@ -51,7 +51,7 @@ def with_dicom_sources(cases: Sequence[InputCase], kinds: Sequence[str]) -> list
 
 def remarks_on(record: CaseRecord) -> list[str]:
     """What a reader of the report should know."""
-    return list(record.warnings)
+    return [*record.doubts, *record.warnings]
 
 
 def write_dicom(

@@ -24,6 +24,7 @@ from urllib.parse import quote
 from kits_cascade.errors import FileFormatError
 from kits_cascade.files import digest, read_json, sha256, write_json, write_text
 from kits_cascade.inference.measure import LesionRow
+from kits_cascade.inference.plausibility_finding import Finding, verdict_of
 from kits_cascade.version import __version__
 
 SCHEMA: Final = 1
@@ -58,6 +59,17 @@ class CaseRecord:
     source: str = ""  # of the input's bytes: see fingerprint
     result: str = ""  # checksum of the output
     run: str = ""
+
+    def judge(self, findings: Sequence[Finding]) -> None:
+        """Take down what is odd, and the one word for it."""
+        self.verdict, self.findings = verdict_of(findings), [finding.to_json() for finding in findings]
+
+    @property
+    def doubts(self) -> list[str]:
+        """The verdict with its first reason, where it is not plausible."""
+        grave = [str(finding["text"]) for finding in self.findings if finding["severity"] != "note"]
+        more = f" (and {len(grave) - 1} more)" if len(grave) > 1 else ""
+        return [f"{self.verdict}: {grave[0]}{more}"] if grave else []
 
 
 def versions() -> dict[str, str]:

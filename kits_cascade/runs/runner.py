@@ -18,7 +18,7 @@ from typing import Final
 from kits_cascade.errors import CaseError, KitsCascadeError, UsageError
 from kits_cascade.files import TEMPORARY_MARK, sweep_temporary
 from kits_cascade.inference.cascade import Cascade
-from kits_cascade.inference.plausibility_finding import DOUBTFUL, IMPLAUSIBLE, verdict_of
+from kits_cascade.inference.plausibility_finding import DOUBTFUL, IMPLAUSIBLE
 from kits_cascade.runs.background import Background
 from kits_cascade.runs.claims import Claims
 from kits_cascade.runs.dicom_results import remarks_on
@@ -219,11 +219,10 @@ class Runner:
         record = _record(finished)
         try:
             record.volumes_ml, lesions = finished.measure()
+            record.judge(finished.check(record.volumes_ml, lesions))
             finished.findings = Findings(lesions, record.volumes_ml, remarks_on(record))
             finished.networks = self.manifest.networks
             path = write_outputs(self.out, finished, self.cascade.options)
-            findings = finished.check(record.volumes_ml, lesions)
-            record.verdict, record.findings = verdict_of(findings), [finding.to_json() for finding in findings]
             record.seconds = {**result.seconds, "writing": time.perf_counter() - start}
             self.manifest.done(record, path, case.path, lesions)
         except Exception as error:
@@ -232,7 +231,7 @@ class Runner:
         self.claims.release(case.name)
         self.summary.done.append(case.name)
         self.summary.verdicts[case.name] = record.verdict
-        self.tell(Event(case.name, DONE, "; ".join([*_doubts(record), *record.warnings])))
+        self.tell(Event(case.name, DONE, "; ".join([*record.doubts, *record.warnings])))
 
     def _failed(self, case: InputCase, error: Exception) -> None:
         """Name the case and go on, unless the reason will stop every other case too."""
@@ -261,12 +260,6 @@ class Runner:
     def _let_writing_end(self) -> None:
         if self._writing is not None:
             self._writing.wait(_PATIENCE_SECONDS)
-
-
-def _doubts(record: CaseRecord) -> list[str]:
-    """The verdict with its first reason, where it is not plausible."""
-    grave = [str(finding["text"]) for finding in record.findings if finding["severity"] != "note"]
-    return [f"{record.verdict}: {grave[0]}{f' (and {len(grave) - 1} more)' if len(grave) > 1 else ''}"] if grave else []
 
 
 def _record(finished: FinishedCase) -> CaseRecord:
