@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from kits_cascade.errors import CaseError, UsageError
+from kits_cascade.inference.certainty import certainty_map
 from kits_cascade.inference.measure import body_midline, measure_lesions, volumes_ml
 from kits_cascade.inference.pipeline import CascadeOptions, CascadeResult, Predictors, Report, run_cascade
 from kits_cascade.inference.plausibility import check_input, check_labels, refusal
@@ -68,7 +69,8 @@ class Prediction:
             return tuple(check_labels(self.result, None, [], {}))
         labels, grey = bounds.crop(self.labels), bounds.crop(volume.array)
         middle = body_midline(volume.array, volume.affine)
-        lesions = measure_lesions(labels, grey, volume.spacing, volume.affine, bounds, volume.shape, middle)
+        sure = certainty_map(self.result, "masses")
+        lesions = measure_lesions(labels, grey, volume.spacing, volume.affine, bounds, volume.shape, middle, sure)
         return tuple(check_labels(self.result, grey, lesions, volumes_ml(labels, volume.spacing)))
 
     @property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import pdist
 
+from kits_cascade.inference.certainty import mean_certainty
 from kits_cascade.inference.postprocess import KIDNEY_MM3
 from kits_cascade.labels import CYST, LABEL_NAMES, TUMOR
 from kits_cascade.volumes.components import Components, components
@@ -40,6 +41,7 @@ class LesionRow:
     z_mm: float
     slice: int  # canonical slice with the largest diameter, counted from 0 at the feet
     voxels: int
+    confidence: float | None = None  # mean certainty of the network that told it; None where none has
 
 
 def volumes_ml(labels: Array, spacing: Spacing) -> dict[str, float]:
@@ -67,11 +69,13 @@ def measure_lesions(
     origin: Box | None = None,
     full_shape: tuple[int, int, int] | None = None,
     midline_x: float | None = None,
+    sure: Array | None = None,
 ) -> list[LesionRow]:
     """Measure every lesion in a canonical label map.
 
     ``labels`` and ``image`` may be the part inside ``origin`` of a scan of ``full_shape``; ``affine`` is always that of
     the whole scan. ``midline_x`` (see :func:`body_midline`) helps where there are not two kidneys to tell the sides by.
+    ``sure`` is a certainty map of the same part (see :func:`kits_cascade.inference.certainty.certainty_map`).
     """
     full_shape = full_shape or (labels.shape[0], labels.shape[1], labels.shape[2])
     origin = origin or Box.full(full_shape)
@@ -79,6 +83,7 @@ def measure_lesions(
     if box is None:
         return []
     labels, image = box.crop(labels), box.crop(image)
+    sure = None if sure is None else box.crop(sure)
     place = _Place(box.shifted(origin.start), affine, spacing, full_shape)
     sides = _Sides(labels, place, midline_x)
     rows = []
@@ -87,7 +92,8 @@ def measure_lesions(
         order = np.argsort(-found.voxels, kind="stable") + 1
         for rank, (number, part) in enumerate(found.boxes(order), start=1):
             mask = part.crop(found.labels) == number
-            rows.append(_row(LABEL_NAMES[label], rank, mask, part, image, place, sides))
+            row = _row(LABEL_NAMES[label], rank, mask, part, image, place, sides)
+            rows.append(row if sure is None else replace(row, confidence=_confidence(part.crop(sure)[mask])))
     return rows
 
 
@@ -138,6 +144,11 @@ def _row(kind: str, rank: int, mask: Array, part: Box, image: Array, place: _Pla
         slice=index + part.start[0] + place.box.start[0],
         voxels=len(points),
     )
+
+
+def _confidence(levels: Array) -> float | None:
+    mean = mean_certainty(levels)
+    return None if mean is None else round(mean, 4)
 
 
 def largest_axial_diameter(mask: Array, axial_mm: Array) -> tuple[float, int]:

@@ -13,6 +13,7 @@ from typing import Final, Literal, Protocol
 
 import numpy as np
 
+from kits_cascade.inference.certainty import Certainty
 from kits_cascade.inference.plausibility_facts import ImageFacts
 from kits_cascade.inference.plausibility_finding import Finding
 from kits_cascade.inference.postprocess import PostprocessOptions, postprocess
@@ -45,7 +46,8 @@ class RegionPredictor(Protocol):
 class Predictors(Protocol):
     """The networks of the cascade.
 
-    They may have an attribute ``grid`` (a FineGrid or None): then regions come with surroundings that suit it.
+    They may have an attribute ``grid`` (a FineGrid or None): then regions come with surroundings that suit it. Their
+    regions may have ``certainty``: see :mod:`kits_cascade.inference.certainty`.
     """
 
     @property
@@ -84,6 +86,7 @@ class CascadeResult:
     coarse: Array | None = None  # on the coarse network's grid
     unprocessed: Array | None = None  # labels before postprocessing
     probabilities: list[dict[str, Array]] = field(default_factory=list)  # per crop
+    certainty: list[list[Certainty]] = field(default_factory=list)  # per crop, of each fine network that tells it
     facts: ImageFacts | None = None  # of the scan, for the checks of plausibility
     findings: list[Finding] = field(default_factory=list)  # of the scan
 
@@ -124,6 +127,11 @@ class _Region:
     def probabilities(self) -> dict[str, Array]:
         """Of the whole crop."""
         return self._predictor.probabilities
+
+    @property
+    def certainty(self) -> list[Certainty]:
+        """Of each fine network that tells how sure it is."""
+        return list(getattr(self._predictor, "certainty", ()))
 
     def kidney(self, near: Array | None) -> Array:
         """Kidneys with their masses, in the box; only tiles that matter there are needed."""
@@ -200,6 +208,7 @@ class _Run:
         if self.options.save_probabilities:
             self.result.probabilities.append(region.probabilities)
         paste(self.result.labels, region.box, paint(kidney, masses, tumor))
+        self.result.certainty.append(region.certainty)
         self.result.boxes.append(region.box)
         self.result.crops.append(region.crop)
         self.kidneys.append((region.box, kidney))

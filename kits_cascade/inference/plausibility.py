@@ -119,6 +119,8 @@ RESULT_CHECKS: Final[tuple[Check[ResultFacts], ...]] = (
           lesions.find_larger_than_kidneys),
     Check("networks: disagree", "doubt", "coarse and fine networks agree on the kidneys by a Dice of {dice:.2f} only; "
           "usual are 0.85 and more", certainty.find_disagreement),
+    Check("networks: unsure", "doubt", "the kidney network is sure of its kidneys to {sure:.0%} only (entropy around "
+          "them {entropy:.2f} bits); usual are 95 % and more", certainty.find_unsure),
 )  # fmt: skip
 
 

@@ -6,13 +6,20 @@ from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
+from scipy import ndimage
 
+from kits_cascade.inference.certainty import certainty_map, entropy, mean_certainty
 from kits_cascade.inference.pipeline import CascadeResult
 from kits_cascade.inference.plausibility_finding import Hit
 from kits_cascade.inference.plausibility_shapes import ResultFacts
 from kits_cascade.volumes.volume import Array
 
 COARSE_FINE: Final = "coarse_fine_dice"
+KIDNEY: Final = "kidney_certainty"
+AROUND: Final = "entropy_around"
+_EVERY: Final = 3  # voxels, for a mean
+# One half is a guess. Networks that know what they see are sure to 0.95 and more inside of a kidney.
+_CERTAIN: Final = 0.75
 # The coarse mask has voxels of several mm: two masks of one kidney agree to 0.85 and more.
 _AGREEMENT: Final = 0.6
 
@@ -30,7 +37,17 @@ def coarse_fine_dice(coarse: Array, labels: Array) -> float:
 
 def measure(result: CascadeResult) -> dict[str, float]:
     """What a cascade's result says about its own certainty."""
-    return {} if result.coarse is None else {COARSE_FINE: coarse_fine_dice(result.coarse, result.labels)}
+    found: dict[str, float | None] = {}
+    if result.coarse is not None:
+        found[COARSE_FINE] = coarse_fine_dice(result.coarse, result.labels)
+    levels, bounds = certainty_map(result, "kidney"), result.bounds
+    if levels is not None and bounds is not None:
+        kidney = bounds.crop(result.labels)[::_EVERY, ::_EVERY, ::_EVERY] > 0
+        levels = levels[::_EVERY, ::_EVERY, ::_EVERY]
+        around = ndimage.binary_dilation(kidney, iterations=2) & ~kidney
+        found[KIDNEY] = mean_certainty(levels[kidney])
+        found[AROUND] = entropy(levels[around])
+    return {name: round(value, 4) for name, value in found.items() if value is not None}
 
 
 def find_disagreement(facts: ResultFacts) -> Iterable[Hit]:
@@ -38,6 +55,13 @@ def find_disagreement(facts: ResultFacts) -> Iterable[Hit]:
     dice = facts.certainty.get(COARSE_FINE)
     if dice is not None and dice < _AGREEMENT:
         yield Hit({"dice": dice, "limit": _AGREEMENT}, _centre(facts))
+
+
+def find_unsure(facts: ResultFacts) -> Iterable[Hit]:
+    """A kidney network that nearly guesses."""
+    sure = facts.certainty.get(KIDNEY)
+    if sure is not None and sure < _CERTAIN:
+        yield Hit({"sure": sure, "limit": _CERTAIN, "entropy": facts.certainty.get(AROUND, 0.0)}, _centre(facts))
 
 
 def _centre(facts: ResultFacts) -> tuple[int, int, int] | None:

@@ -248,7 +248,7 @@ def _lesions_csv(records: list[dict[str, Any]]) -> str:
     writer.writerow(["case", *_LESION_COLUMNS])
     for record in records:
         for lesion in record["lesions"]:
-            writer.writerow([record["name"], *(_cell(lesion[column]) for column in _LESION_COLUMNS)])
+            writer.writerow([record["name"], *(_cell(lesion.get(column)) for column in _LESION_COLUMNS)])
     return stream.getvalue()
 
 

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from kits_cascade.files import atomic_path, write_json
+from kits_cascade.inference.certainty import certainty_map
 from kits_cascade.inference.measure import LesionRow, body_midline, measure_lesions, volumes_ml
 from kits_cascade.inference.pipeline import CascadeOptions, CascadeResult
 from kits_cascade.inference.plausibility import check_labels
@@ -47,8 +48,9 @@ class FinishedCase:
         if self.image is None:
             return {}, []
         labels = bounds.crop(self.result.labels)
+        sure = certainty_map(self.result, "masses")
         return volumes_ml(labels, volume.spacing), measure_lesions(
-            labels, self.image, volume.spacing, volume.affine, bounds, volume.shape, self.midline
+            labels, self.image, volume.spacing, volume.affine, bounds, volume.shape, self.midline, sure
         )
 
     def check(self, volumes: dict[str, float], lesions: list[LesionRow]) -> list[Finding]:

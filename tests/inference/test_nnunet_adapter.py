@@ -240,6 +240,10 @@ def test_probabilities_in_the_regions_shape(tmp_path):
         "masses": (2, *image.shape),
     }
     np.testing.assert_array_equal(region.probabilities["kidney"].argmax(0) > 0, kidney)
+    assert [network.stage for network in region.certainty] == ["kidney", "masses"]
+    for network in region.certainty:
+        assert network.values.ndim == 3 and network.part.shape == image.shape
+        assert network.values.min() >= 0.5 and network.values.max() <= 1
 
 
 @pytest.mark.parametrize("name", PLAN_NETWORK_TRAINERS)

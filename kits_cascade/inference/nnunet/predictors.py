@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from kits_cascade.inference.certainty import Certainty
 from kits_cascade.inference.nnunet.stage import Prepared, StageNetwork
 from kits_cascade.inference.nnunet.tiles import TileOptions, choose_device
 from kits_cascade.inference.roi import FineGrid
@@ -34,6 +35,7 @@ class Roi:
         self._spacing = spacing
         self._cache: dict[Any, torch.Tensor] = {}
         self.probabilities: dict[str, Array] = {}
+        self.certainty: list[Certainty] = []
 
     def kidney(self, near: Array | None) -> Array:
         """Kidneys with their masses, at the region's voxels."""
@@ -54,6 +56,7 @@ class Roi:
         prepared = stage.prepare(channels, self._spacing, self._cache)
         with self._networks.timed("network"):
             logits = stage.logits(prepared, near, self._networks.on_tile)
+        self.certainty.append(stage.certainty(logits, prepared))
         back = stage.resampled_logits(logits, prepared)
         if self._networks.keep_probabilities:
             self.probabilities[stage.model.key] = stage.probabilities(back, prepared)

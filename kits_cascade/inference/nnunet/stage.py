@@ -12,6 +12,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from kits_cascade.files import read_json
+from kits_cascade.inference.certainty import Certainty
 from kits_cascade.inference.nnunet.plan_rules import BY_VOXEL, box_of_nonzero, normalizer, plan_method, unchanged
 from kits_cascade.inference.nnunet.resample import new_shape, resample
 from kits_cascade.inference.nnunet.tiles import Predictor, TileOptions, load_predictor
@@ -169,6 +170,19 @@ class StageNetwork:
         values = self.predictor.label_manager.apply_inference_nonlin(logits).numpy()
         fill = [0.0] * len(values) if self.predictor.label_manager.has_regions else [1.0] + [0.0] * (len(values) - 1)
         return np.stack([self._back(v, prepared, f) for v, f in zip(values, fill, strict=True)])
+
+    @torch.inference_mode()
+    def certainty(self, logits: torch.Tensor, prepared: Prepared) -> Certainty:
+        """How sure the network is of its decisions, at every second voxel of its own grid."""
+        backward = self.plans.transpose_backward
+        thin = logits[:, ::2, ::2, ::2].float()
+        if self.predictor.label_manager.has_regions:
+            sure = torch.sigmoid(thin.abs().amin(dim=0))
+        else:
+            sure = thin.softmax(dim=0).amax(dim=0)
+        start, stop = ([edge[axis] for axis in backward] for edge in (prepared.box.start, prepared.box.stop))
+        part = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+        return Certainty(self.model.key, sure.numpy().transpose(backward), part)
 
     def _back(self, values: Array, prepared: Prepared, fill: float) -> Array:
         whole = values
