@@ -20,6 +20,7 @@ _IN_BAND: Final = 0.6
 _BETWEEN_HU: Final = (-600.0, -250.0)  # denser than lung, thinner than fat
 _BETWEEN: Final = 0.35  # of the tissue's voxels
 _BELOW_WATER: Final = 0.03  # fat and air; even a thin person cut tightly has more
+_BELOW_ZERO: Final = 0.1
 _OFFSETS: Final = (1024.0, 1000.0)  # what stored values have added, by custom of the makers
 _LARGEST_HU: Final = 5000.0  # metal has more, but never in a hundredth of a scan
 _LOWEST_HU: Final = -4000.0
@@ -69,7 +70,8 @@ def _lacks_offset(facts: ImageFacts) -> bool:
 
 
 def _is_inverted(facts: ImageFacts) -> bool:
-    return float((facts.values < 0).mean()) > _BELOW_WATER and is_like_ct(-facts.values)
+    # Soft tissue lies below 0 then. Without the offset nothing does but noise, and the two would look alike.
+    return float((facts.values < -35).mean()) > _BELOW_ZERO and is_like_ct(-facts.values)
 
 
 def _is_scaled(facts: ImageFacts) -> bool:
@@ -94,8 +96,8 @@ _KINDS: Final[tuple[tuple[str, Callable[[ImageFacts], bool]], ...]] = (
     ("scaled", _is_scaled),
     ("8 bit", _is_8_bit),
     ("hu", lambda facts: is_like_ct(facts.values)),
-    ("offset", _lacks_offset),
     ("inverted", _is_inverted),
+    ("offset", _lacks_offset),
     ("not ct", lambda facts: bool(facts.values.min() >= 0)),
 )
 
