@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kits_cascade.errors import EnvironmentNotReadyError, MissingExtraError
-from kits_cascade.files import atomic_path
+from kits_cascade.files import atomic_path, sweep_temporary
 from kits_cascade.service.arrivals import is_uid
 from kits_cascade.volumes.dicom_extra import load_pydicom
 
@@ -39,6 +39,8 @@ def receiver(folder: Path, port: int, title: str = "KITS", host: str = "127.0.0.
         server = entity.start_server((host, port), block=False, evt_handlers=handlers)
     except OSError as error:
         raise ArchiveError(f"port {port} of {host} cannot be listened to ({error.strerror}); choose another") from error
+    for series in folder.glob("*"):
+        sweep_temporary(series)  # what a killed receiver has left half-written
     try:
         yield int(server.server_address[1])
     finally:

@@ -20,6 +20,7 @@ from kits_cascade.volumes.dicom_extra import load_pydicom
 Stamp = tuple[int, int]  # size and time of a file
 _UID: Final = re.compile(r"[0-9][0-9.]{0,63}")
 _UNFINISHED: Final = (".part", ".partial", ".tmp", ".filepart", ".crdownload")
+_TAGS: Final = ("Modality", "ImageType", "SeriesInstanceUID")
 _SMALLEST: Final = 132  # bytes of a DICOM file before its first element
 
 
@@ -109,8 +110,9 @@ class Arrivals:
 def _read_uid(path: Path) -> str:
     pydicom = load_pydicom()
     try:
-        header = pydicom.dcmread(path, specific_tags=["Modality", "SeriesInstanceUID"], stop_before_pixels=True)
+        header = pydicom.dcmread(path, specific_tags=list(_TAGS), stop_before_pixels=True)
         modality, uid = str(header.get("Modality", "")), str(header.get("SeriesInstanceUID", ""))
+        scout = "LOCALIZER" in str(header.get("ImageType", ""))
     except Exception:  # whatever a file that is no DICOM, or only half there, makes a parser raise
         return ""
-    return uid if modality == "CT" and is_uid(uid) else ""
+    return uid if modality == "CT" and not scout and is_uid(uid) else ""

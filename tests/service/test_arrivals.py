@@ -11,6 +11,13 @@ pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 from kits_cascade.service.arrivals import Arrivals
 from tests.volumes.painted_series import UID, write_ct
 
+SERIES = (
+    {},
+    {"SeriesInstanceUID": UID + "9"},
+    {"SeriesInstanceUID": "1.2", "Modality": "MR"},
+    {"SeriesInstanceUID": "1.3", "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
+)
+
 
 class Clock:
     time = 0.0
@@ -55,9 +62,7 @@ def test_a_series_is_ready_when_it_has_stopped_growing(tmp_path):
 
 def test_series_are_told_apart_in_one_folder_and_the_rest_is_passed_over(tmp_path):
     array = np.zeros((3, 5, 6), np.int16)
-    for number, given in enumerate(
-        ({}, {"SeriesInstanceUID": UID + "9"}, {"Modality": "MR", "SeriesInstanceUID": "1.2"})
-    ):
+    for number, given in enumerate(SERIES):
         for path in write_ct(tmp_path / "made" / str(number), array, **given).iterdir():
             path.rename(tmp_path / f"{number}{path.name}")
     shutil.rmtree(tmp_path / "made")
