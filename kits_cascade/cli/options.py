@@ -10,6 +10,7 @@ import typer
 NnunetDir = Annotated[
     Path | None, typer.Option(help="Folder that holds nnU-Net's three folders, instead of the variables.")
 ]
+# One meaning each in every command: -o is a place to write to, -j cases at a time, --device what computes.
 Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Cases at a time; all processors by default.")]
 Stages = Annotated[
     str,
@@ -19,6 +20,15 @@ Stages = Annotated[
         "(kidney=322, or three ids in the order coarse, kidney, masses).",
     ),
 ]
+Device = Annotated[str, typer.Option(help="What computes: auto (the best there is), cuda, cuda:N, cpu or mps.")]
+Devices = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="LIST", help="auto, cuda, cpu, mps, or several GPUs, each with a fold: cuda:0,cuda:1."
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
 SourceId = Annotated[int, typer.Option("-d", "--dataset-id", min=1, max=999, help="Source dataset.")]
 MarginMm = Annotated[float, typer.Option(min=0, help="Room around kidneys and masses in the ROI, in mm.")]
 Preset = Annotated[
@@ -35,7 +45,9 @@ Model = Annotated[
     list[str] | None,
     typer.Option(help="Which network where several are trained: STAGE=PATTERN over trainer__plans__configuration."),
 ]
-Folds = Annotated[list[str] | None, typer.Option("-f", "--folds", help="Folds: -f 0 1 2; by default all trained.")]
+Folds = Annotated[
+    list[str] | None, typer.Option("-f", "--folds", help="Folds to average: -f 0 1 2; by default all trained.")
+]
 MoreFolds = Annotated[list[str] | None, typer.Argument(hidden=True, help="More folds: -f 0 1 2.")]
 Checkpoint = Annotated[str | None, typer.Option(help="File name of the checkpoints; checkpoint_final.pth by default.")]
 Ids = Annotated[str, typer.Option(help="Dataset ids of the three stages.")]
@@ -69,12 +81,10 @@ def parse_choices(model: list[str] | None) -> dict[str, str]:
     return choices
 
 
-def parse_triple(text: str | None, option: str = "--min-voxels") -> tuple[int, int, int] | None:
+def parse_triple(text: str, option: str) -> tuple[int, int, int]:
     """Three whole numbers."""
     from kits_cascade.errors import UsageError
 
-    if text is None:
-        return None
     parts = text.split(",")
     if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
         raise UsageError(f"{option} {text}: give three whole numbers with commas between them")
@@ -86,7 +96,7 @@ def parse_ids(text: str) -> dict[str, int]:
     """Dataset ids by stage."""
     from kits_cascade.stages import STAGES
 
-    numbers = parse_triple(text, "--ids") or ()
+    numbers = parse_triple(text, "--ids")
     return {stage.key: number for stage, number in zip(STAGES, numbers, strict=True)}
 
 

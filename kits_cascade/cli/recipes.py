@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kits_cascade.cli.options import GpuMemory, MarginMm, NnunetDir, Preset, SourceId, Stages
+from kits_cascade.cli.options import Device, Devices, GpuMemory, MarginMm, NnunetDir, Preset, SourceId, Stages
 from kits_cascade.cli.root import app
 
 
@@ -24,9 +24,7 @@ def train(
             "masses=MassTrainer,TumorTrainer.",
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="LIST", help="cuda, cpu, mps, or several GPUs, each with a fold: cuda:0,cuda:1.")
-    ] = "cuda",
+    device: Devices = "auto",
     preset: Preset = "default",
     gpu_memory: GpuMemory = None,
     source_id: SourceId = 220,
@@ -95,7 +93,7 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="With --train: a few steps only, to show that all runs.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cuda, cpu or mps.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Show what the shipped networks do, on phantoms or on your own CT: labels, scores, a page, a picture.
 
@@ -110,11 +108,10 @@ def demo(
     if train and ct is not None:
         raise UsageError("--train makes its own phantoms; leave --ct out")
     begin = time.monotonic()
-    chosen = whole.best_device() if device == "auto" else device
     plan = (
-        whole.TrainingDemo(out, held_out or 12, chosen, cases=cases, quick=quick)
+        whole.TrainingDemo(out, held_out or 12, device, cases=cases, quick=quick)
         if train
-        else whole.Demo(out, held_out or 3, chosen, ct)
+        else whole.Demo(out, held_out or 3, device, ct)
     )
     scores = whole.run(plan, typer.echo)
     for line in ("", *whole.summary(plan, scores, time.monotonic() - begin)):

@@ -13,6 +13,7 @@ import typer
 
 from kits_cascade.cli.options import (
     Checkpoint,
+    Device,
     Folds,
     Ids,
     Model,
@@ -20,15 +21,16 @@ from kits_cascade.cli.options import (
     MoreFolds,
     NnunetDir,
     OnEmpty,
+    Overwrite,
+    Quiet,
     parse_choices,
     parse_folds,
     parse_ids,
-    parse_triple,
 )
 from kits_cascade.cli.root import app
 
 if TYPE_CHECKING:
-    from kits_cascade.inference.cascade import CascadeOptions
+    from kits_cascade.inference.cascade import CascadeOptions, Speed
     from kits_cascade.models.network import CascadeModels
     from kits_cascade.runs.runner import Event, Listener, Summary
 
@@ -42,36 +44,32 @@ def predict(
         Path,
         typer.Option("-i", "--input", help="A file, or a folder of NIfTI, .mha, .nrrd, KiTS cases or DICOM series."),
     ],
-    out: Annotated[Path, typer.Option("-o", "--output", help="Folder for the label files, run.json and lesions.csv.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the label files, run.json and lesions.csv.")],
     models: Models = None,
     folds: Folds = None,
     more_folds: MoreFolds = None,
     model: Model = None,
     checkpoint: Checkpoint = None,
     ids: Ids = "221,222,223",
-    device: Annotated[str, typer.Option(help="auto, cuda, cuda:N, cpu or mps.")] = "auto",
-    tta: Annotated[bool, typer.Option(help="Mirror every tile of the fine stages: slower, a little better.")] = True,
+    device: Device = "auto",
+    options: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON with any option of the result, postprocessing too; or the run.json of another run.",
+        ),
+    ] = None,
+    tta: Annotated[
+        bool | None, typer.Option(help="Mirror every tile of the fine stages: slower, a little better.")
+    ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="No mirroring, and fewer tiles.")] = False,
     on_empty: Annotated[
-        OnEmpty,
-        typer.Option(help="No coarse kidney: an empty result, or the fine stages on the full volume."),
-    ] = "empty",
-    margin_mm: Annotated[float, typer.Option(min=0, help="Margin around the coarse kidneys.")] = 20.0,
-    postprocess: Annotated[bool, typer.Option(help="Postprocessing as a whole.")] = True,
-    small_lesions: Annotated[
-        bool, typer.Option("--remove-small-lesions/--keep-small-lesions", help="First: into the kidney around them.")
-    ] = True,
-    small_kidneys: Annotated[
-        bool, typer.Option("--remove-small-kidneys/--keep-small-kidneys", help="Then: parts too small for one.")
-    ] = True,
-    detached_lesions: Annotated[
-        bool, typer.Option("--remove-detached-lesions/--keep-detached-lesions", help="And lesions away from kidneys.")
-    ] = True,
-    kidney_mm3: Annotated[float | None, typer.Option(help="Smallest kidney with its masses.")] = None,
-    tumor_mm3: Annotated[float | None, typer.Option(help="Smallest tumour.")] = None,
-    cyst_mm3: Annotated[float | None, typer.Option(help="Smallest cyst.")] = None,
-    min_voxels: Annotated[
-        str | None, typer.Option(help="K,T,C: the published rule by voxels, instead of the volumes in mm3.")
+        OnEmpty | None,
+        typer.Option(help="No coarse kidney: an empty result (the default), or the fine stages on the full volume."),
+    ] = None,
+    margin_mm: Annotated[float | None, typer.Option(min=0, help="Margin around the coarse kidneys; 20 mm.")] = None,
+    postprocess: Annotated[
+        bool | None, typer.Option(help="Postprocessing, as a whole; steps are in --options.")
     ] = None,
     save_probabilities: Annotated[
         bool, typer.Option("--save-probabilities", help="Also write probabilities/CASE.npz.")
@@ -83,8 +81,8 @@ def predict(
         str | None,
         typer.Option(metavar="LIST", help=f"Also write dicom/CASE/*.dcm, for DICOM series: {KINDS_HELP}."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished cases again.")] = False,
-    jobs: Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Processor threads; by default all.")] = None,
+    overwrite: Overwrite = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads; by default all.")] = None,
     part: Annotated[str | None, typer.Option(help="I/N: every N-th case, for several machines on one folder.")] = None,
     accept_values: Annotated[
         bool, typer.Option("--accept-values", help="Predict also what is surely no CT in Hounsfield units.")
@@ -93,7 +91,7 @@ def predict(
         bool, typer.Option("--strict", help="Exit code 1 also where a result is doubtful or implausible.")
     ] = False,
     nnunet_dir: NnunetDir = None,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Segment kidneys, tumours and cysts in CT scans: the whole cascade, any number of cases.
 
@@ -101,10 +99,6 @@ def predict(
 
     Exit code 0: all well; 1: some cases failed (with --strict: or are not plausible); 2: nothing could be done.
     """
-    from dataclasses import replace
-
-    from kits_cascade.inference.cascade import CascadeOptions, Speed
-    from kits_cascade.inference.postprocess import PostprocessOptions
     from kits_cascade.models.choose import resolve_models
     from kits_cascade.nnunet_folders import open_folders
     from kits_cascade.runs.dicom_results import parse_kinds
@@ -112,9 +106,12 @@ def predict(
     from kits_cascade.runs.runner import part_of
     from kits_cascade.volumes.find import find_inputs
 
-    _use_threads(jobs)
+    _use_threads(threads)
     if nnunet_dir is not None:
         open_folders(nnunet_dir)
+    result, speed = _chosen_options(
+        options, margin_mm, on_empty, postprocess, save_probabilities, keep_stages, parse_kinds(dicom)
+    )
     cases = part_of(find_inputs(source), part)
     chosen = resolve_models(
         models,
@@ -125,26 +122,20 @@ def predict(
     )
     if chosen.notice and not quiet:
         typer.echo(chosen.notice)
-    steps = PostprocessOptions(small_kidneys, detached_lesions, small_lesions, min_voxels=parse_triple(min_voxels))
-    limits: dict[str, Any] = {"kidney_mm3": kidney_mm3, "tumor_mm3": tumor_mm3, "cyst_mm3": cyst_mm3}
-    steps = replace(steps, **{name: value for name, value in limits.items() if value is not None})
-    options = CascadeOptions(
-        margin_mm, on_empty, steps if postprocess else None, save_probabilities, keep_stages, parse_kinds(dicom)
-    )
     with terminating_like_an_interrupt(), _listener(chosen, len(cases), quiet) as listener:
         summary = predict_cases(
             cases,
             out,
             chosen,
             device=device,
-            options=options,
-            speed=Speed.named(tta, fast),
+            options=result,
+            speed=speed.changed(tta, fast),
             overwrite=overwrite,
             part=part,
             accept_values=accept_values,
             listener=listener,
         )
-    _conclude(summary, out, options, quiet, strict)
+    _conclude(summary, out, result, quiet, strict)
 
 
 @app.command("dicom")
@@ -168,11 +159,40 @@ def dicom_(
             typer.echo(str(path))
 
 
-def _use_threads(jobs: int | None) -> None:
+def _chosen_options(
+    file: Path | None,
+    margin_mm: float | None,
+    on_empty: OnEmpty | None,
+    postprocess: bool | None,
+    save_probabilities: bool,
+    keep_stages: bool,
+    dicom: tuple[str, ...] = (),
+) -> tuple[CascadeOptions, Speed]:
+    """Those of the file, and what the command line says above them."""
+    from dataclasses import replace
+
+    from kits_cascade.inference.cascade import CascadeOptions, Speed
+    from kits_cascade.inference.options_file import read_options
+    from kits_cascade.inference.postprocess import PostprocessOptions
+
+    options, speed = (CascadeOptions(), Speed()) if file is None else read_options(file)
+    given = {"margin_mm": margin_mm, "on_empty": on_empty}
+    given |= {
+        "save_probabilities": save_probabilities or None,
+        "keep_stages": keep_stages or None,
+        "dicom": dicom or None,
+    }
+    options = replace(options, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    if postprocess is not None:
+        options = replace(options, postprocess=(options.postprocess or PostprocessOptions()) if postprocess else None)
+    return options, speed
+
+
+def _use_threads(count: int | None) -> None:
     """Before torch is loaded: it reads these once."""
-    if jobs is not None:
+    if count is not None:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            os.environ[name] = str(jobs)
+            os.environ[name] = str(count)
 
 
 @contextmanager

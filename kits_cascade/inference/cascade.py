@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -38,10 +38,11 @@ class Speed:
     skip_beyond_mm: float | None = 10.0  # leave out tiles of the masses stage further than this from the kidney
     kidney_skip_beyond_mm: float | None = 20.0  # and of the kidney stage from what the coarse stage saw
 
-    @staticmethod
-    def named(tta: bool, fast: bool) -> Speed:
-        """From the command line's switches."""
-        return Speed(tta=False, tile_step=0.75) if fast else Speed(tta=tta)
+    def changed(self, tta: bool | None = None, fast: bool = False) -> Speed:
+        """By the command line's switches; None leaves what is set."""
+        if fast:
+            return replace(self, tta=False, tile_step=0.75)
+        return self if tta is None else replace(self, tta=tta)
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,11 @@ class Cascade:
             self.models = _resolved(models, folds, choose)
             predictors = load_networks(self.models, device, self.speed, self.options)
         self.predictors = predictors
+
+    @property
+    def device(self) -> str:
+        """What the networks compute on; empty where they are not ours."""
+        return str(getattr(self.predictors, "device", ""))
 
     def __call__(self, image: Any, spacing: Spacing | None = None, *, report: Report = lambda _: None) -> Prediction:
         """Segment a CT: a path, a nibabel or SimpleITK image, a volume, or a z, y, x array with its spacing."""

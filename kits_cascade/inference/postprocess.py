@@ -36,11 +36,6 @@ class PostprocessOptions:
     touch_mm: float = TOUCH_MM
     min_voxels: tuple[int, int, int] | None = None  # kidney, tumour, cyst: the published rule, in place of the volumes
 
-    @staticmethod
-    def off() -> PostprocessOptions:
-        """Nothing is changed."""
-        return PostprocessOptions(small_kidneys=False, detached_lesions=False, small_lesions=False)
-
     def smallest(self, label: int, voxel_mm3: float) -> float:
         """Components of ``label`` with fewer voxels than this are too small."""
         if self.min_voxels is not None:

@@ -44,6 +44,11 @@ class StageModel:
         return self.folder.parent.name
 
     @property
+    def label(self) -> str:
+        """What tells it from the others of a cascade: its stage, or its region where two networks share the stage."""
+        return self.outputs[0] if self.key == MASSES and len(self.outputs) == 1 else self.key
+
+    @property
     def checkpoints(self) -> tuple[Path, ...]:
         """One checkpoint per fold."""
         return tuple(self.folder / f"fold_{fold}" / self.checkpoint for fold in self.folds)

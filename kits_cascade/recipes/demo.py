@@ -39,7 +39,7 @@ class Demo:
 
     root: Path
     held_out: int = 3
-    device: str = "cpu"
+    device: str = "auto"
     ct: Path | None = None
 
     @property
@@ -115,13 +115,6 @@ class TrainingDemo(Demo):
             ("The cascade on the held-out phantoms", ["predict", "-i", t, "-o", p, "--no-tta", *device, *nnunet]),
             *self._scoring(),
         ]
-
-
-def best_device() -> str:
-    """A GPU where there is one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def run(demo: Demo, say: Say) -> dict[str, float]:

@@ -62,11 +62,14 @@ def check_folds(folds: Sequence[Fold]) -> tuple[Fold, ...]:
 
 
 def check_devices(devices: Sequence[str]) -> tuple[str, ...]:
-    """Devices, each once; what nnU-Net does not know is an error."""
+    """Devices, each once, ``auto`` as what there is; what nnU-Net does not know is an error."""
+    from kits_cascade.training.devices import choose_device
+
+    devices = [choose_device(device).type if device == "auto" else device for device in devices]
     for device in devices:
         kind, _, number = device.partition(":")
         if kind not in {"cuda", "cpu", "mps"} or (number and not (kind == "cuda" and number.isdigit())):
-            raise UsageError(f"device '{device}' is none of cuda, cuda:0, cuda:1, ..., cpu, mps")
+            raise UsageError(f"device '{device}' is none of auto, cuda, cuda:0, cuda:1, ..., cpu, mps")
     if not devices or len(set(devices)) < len(devices):
         raise UsageError("give each device once")
     return tuple(devices)

@@ -76,6 +76,8 @@ def predict_cases(
     )
 
     def load() -> Cascade:
-        return Cascade(models, device=device, options=options, speed=speed, accept_values=accept_values)
+        cascade = Cascade(models, device=device, options=options, speed=speed, accept_values=accept_values)
+        manifest.header["device"] = cascade.device or device  # what is used, not what was asked for
+        return cascade
 
     return Runner(load, out, manifest, overwrite, listener).run(cases)

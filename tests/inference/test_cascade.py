@@ -261,9 +261,10 @@ def test_air_only_needs_no_network(cascade):
 
 
 def test_fast_means_no_mirroring_and_fewer_tiles():
-    assert Speed.named(tta=True, fast=False) == Speed()
-    assert Speed.named(tta=True, fast=True) == Speed(tta=False, tile_step=0.75)
-    assert not Speed.named(tta=False, fast=False).tta
+    assert Speed().changed() == Speed()
+    assert Speed().changed(tta=True, fast=True) == Speed(tta=False, tile_step=0.75)
+    assert not Speed().changed(tta=False).tta
+    assert Speed(tta=False, tile_step=0.7).changed(tta=True) == Speed(tile_step=0.7)
 
 
 def test_a_box_smaller_than_a_patch_is_shown_with_its_surroundings():

@@ -18,12 +18,13 @@ from kits_cascade.inference.nnunet.plan_rules import plan_method
 from kits_cascade.inference.nnunet.predictors import NnunetPredictors
 from kits_cascade.inference.nnunet.resample import Method, new_shape, resample
 from kits_cascade.inference.nnunet.stage import StageNetwork
-from kits_cascade.inference.nnunet.tiles import PLAN_NETWORK_TRAINERS, TileOptions, choose_device
+from kits_cascade.inference.nnunet.tiles import PLAN_NETWORK_TRAINERS, TileOptions
 from kits_cascade.inference.roi import FineGrid
 from kits_cascade.models.choose import resolve_models
 from kits_cascade.stages import COARSE, KIDNEY_STAGE, MASSES_STAGE
 from kits_cascade.training import demo_trainers, trainers
 from kits_cascade.training.base import KitsTrainer
+from kits_cascade.training.devices import choose_device
 from kits_cascade.volumes.geometry import Box
 from tests.inference.handmade import make_case, write_model, write_models
 
@@ -219,9 +220,13 @@ def test_the_two_network_scheme(tmp_path):
         plans = json.loads((folder / "plans.json").read_text())
         plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["only"] = name
         (folder / "plans.json").write_text(json.dumps(plans))
-    apart = (
-        NnunetPredictors(resolve_models(both), "cpu").region(image.array, image.spacing, None).masses(kidney, kidney)
-    )
+    networks = NnunetPredictors(resolve_models(both), "cpu")
+    networks.keep_probabilities = True
+    region = networks.region(image.array, image.spacing, None)
+    apart = region.masses(kidney, kidney)
+    # Each network's own: the second must not take the first one's place.
+    assert {name: values.shape[0] for name, values in region.probabilities.items()} == {"masses": 1, "tumor": 1}
+    np.testing.assert_array_equal(region.probabilities["tumor"][0] > 0.5, apart[1])
     for one, other in zip(together, apart, strict=True):
         np.testing.assert_array_equal(one, other)
         assert one.any()

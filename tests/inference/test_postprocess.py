@@ -123,7 +123,7 @@ def test_each_step_is_a_switch():
     labels[20:24, 5:15, 5:15] = KIDNEY
     labels[0:3, 0:5, 50:55] = TUMOR
     labels[8, 20, 10] = CYST
-    assert np.array_equal(after(labels, PostprocessOptions.off()).labels, labels)
+    assert np.array_equal(after(labels, PostprocessOptions(False, False, False)).labels, labels)
     kidneys = after(labels, PostprocessOptions(detached_lesions=False, small_lesions=False)).labels
     detached = after(labels, PostprocessOptions(small_kidneys=False, small_lesions=False)).labels
     small = after(labels, PostprocessOptions(small_kidneys=False, detached_lesions=False)).labels

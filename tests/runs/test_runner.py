@@ -420,7 +420,8 @@ def test_folds_and_wrong_options(results, tmp_path):
         (("-f", "x"), "fold numbers"),
         (("stray",), "unexpected argument"),
         (("--part", "2/2"), "I/N"),
-        (("--min-voxels", "1,2"), "three whole numbers"),
+        (("--min-voxels", "1,2"), "--options FILE"),
+        (("--options", "none.json"), "no such file"),
         (("--model", "coarse"), "STAGE=PATTERN"),
     ):
         code, text = finish(start(results, source, tmp_path / "out", *more))

@@ -19,9 +19,10 @@ import torch
 
 from kits_cascade.inference.certainty import Certainty
 from kits_cascade.inference.nnunet.stage import Prepared, StageNetwork
-from kits_cascade.inference.nnunet.tiles import TileOptions, choose_device
+from kits_cascade.inference.nnunet.tiles import TileOptions
 from kits_cascade.inference.roi import FineGrid
 from kits_cascade.models.network import CascadeModels
+from kits_cascade.training.devices import choose_device
 from kits_cascade.volumes.geometry import Box
 from kits_cascade.volumes.volume import Array, Spacing
 
@@ -59,7 +60,7 @@ class Roi:
         self.certainty.append(stage.certainty(logits, prepared))
         back = stage.resampled_logits(logits, prepared)
         if self._networks.keep_probabilities:
-            self.probabilities[stage.model.key] = stage.probabilities(back, prepared)
+            self.probabilities[stage.model.label] = stage.probabilities(back, prepared)
         return stage.labels(back, prepared)
 
 

@@ -15,7 +15,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from kits_cascade.errors import EnvironmentNotReadyError, ModelError
+from kits_cascade.errors import ModelError
 from kits_cascade.models.checkpoint import load_checkpoint
 from kits_cascade.models.network import StageModel
 from kits_cascade.training.augment import BinaryPrior
@@ -55,20 +55,6 @@ class TileOptions:
     step: float = 0.5
     mirror: bool = True
     skip_beyond_mm: float | None = 10.0  # leave out tiles further than this from what can matter
-
-
-def choose_device(name: str) -> torch.device:
-    """The device by name; ``auto`` takes what there is."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise EnvironmentNotReadyError(f"there is no device {name!r}; use auto, cuda, cuda:N, cpu or mps") from error
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if not available.get(device.type, False):
-        raise EnvironmentNotReadyError(f"this PyTorch has no {device.type} device here; use --device cpu")
-    return device
 
 
 class Predictor(nnUNetPredictor):  # type: ignore[misc]
