@@ -261,6 +261,7 @@ def plan(
     """
     from kits_cascade.data.plans import plan_stages
     from kits_cascade.nnunet_folders import open_folders
+    from kits_cascade.training.architecture import check_network
 
     with progress_bar("plan") as progress:
         report = plan_stages(
@@ -272,6 +273,7 @@ def plan(
             verify=verify,
             preprocess=preprocess,
             progress=lambda what, done, total, case: progress(done, total, f"{what} {case}"),
+            check=check_network,
         )
     for key, path in report.plans.items():
         made, kept = report.preprocessed.get(key, 0), report.unchanged.get(key, 0)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +13,7 @@ from typing import Any, Final
 from kits_cascade.data.datasets import SPLITS_FILE, RawDataset, StageSelection, check_id, open_dataset, select_stages
 from kits_cascade.data.derive_case import file_signature
 from kits_cascade.data.presets import Preset, apply_preset, load_preset
-from kits_cascade.errors import DatasetError, UsageError
+from kits_cascade.errors import DatasetError
 from kits_cascade.files import digest, link_or_copy, read_json, sweep_temporary, write_json
 from kits_cascade.nnunet_folders import NnunetFolders
 from kits_cascade.parallel import Outcome, Progress, run_cases
@@ -25,6 +24,8 @@ _SMALL_BYTES: Final = 64 << 20  # less work than starting processes, each of whi
 _REMEDY: Final = "make it with: kits-cascade derive-stages"
 
 StageProgress = Callable[[str, int, int, str], None]  # what is being done, finished, total, case
+# Raises where a configuration's network cannot be built; the second argument says where it stands.
+NetworkCheck = Callable[[Mapping[str, Any], str], None]
 
 
 @dataclass
@@ -75,8 +76,12 @@ def plan_stages(
     verify: bool = True,
     preprocess: bool = True,
     progress: StageProgress | None = None,
+    check: NetworkCheck | None = None,
 ) -> PlanReport:
-    """Plan and preprocess the stages, so that ``nnUNetv2_train`` can be run. What is done and unchanged is kept."""
+    """Plan and preprocess the stages, so that ``nnUNetv2_train`` can be run. What is done and unchanged is kept.
+
+    ``check`` sees the configurations of the preset before anything is written; see ``training.architecture``.
+    """
     chosen = select_stages(stages)
     loaded = load_preset(preset, gpu_memory_gb)
     for stage in chosen:
@@ -87,7 +92,7 @@ def plan_stages(
     for stage in chosen:
         work = _open(folders, stage, raws[stage.key], loaded, jobs, progress)
         _fingerprint(work, verify)
-        _plan(work, folders, report)
+        _plan(work, folders, report, check)
         report.plans[stage.key] = work.plans_file
         if preprocess:
             _preprocess(work, report)
@@ -178,7 +183,7 @@ def _plain(content: Any) -> Any:
     return content.item() if hasattr(content, "item") else content
 
 
-def _plan(work: _Work, folders: NnunetFolders, report: PlanReport) -> None:
+def _plan(work: _Work, folders: NnunetFolders, report: PlanReport, check: NetworkCheck | None) -> None:
     """nnU-Net's planner, and the preset laid over its plans."""
     mark = digest([work.state["data"], work.preset.planner, work.preset.gpu_memory_gb, dict(work.preset.stages)])
     plans_marks = work.state.setdefault("plans", {})
@@ -188,8 +193,8 @@ def _plan(work: _Work, folders: NnunetFolders, report: PlanReport) -> None:
         report.notes.append(f"{work.stage.dataset}: the plans are new; models trained with the old ones keep their own")
     plans = apply_preset(_planned(work), work.preset, work.stage.key)
     for name in work.preset.stages.get(work.stage.key, {}):
-        place = f"preset {work.preset.name}, stage {work.stage.key}, {name}"
-        check_network(plans["configurations"][name], place)
+        if check is not None:
+            check(plans["configurations"][name], f"preset {work.preset.name}, stage {work.stage.key}, {name}")
     write_json(work.plans_file, _plain(plans))
     plans_marks[work.preset.plans_name] = mark
     work.save()
@@ -213,30 +218,6 @@ def _planned(work: _Work) -> dict[str, Any]:
             suppress_transpose=True,  # presets speak of z, y, x
         ).plan_experiment()
     return made
-
-
-def check_network(configuration: dict[str, Any], place: str) -> None:
-    """Build the network on torch's meta device (no memory, no time), and see that the patch fits its strides."""
-    import torch
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-    architecture, patch = configuration["architecture"], configuration["patch_size"]
-    try:
-        with torch.device("meta"):
-            get_network_from_plans(
-                architecture["network_class_name"],
-                architecture["arch_kwargs"],
-                architecture["_kw_requires_import"],
-                1,
-                2,
-                allow_init=False,
-            )
-    except Exception as error:  # whatever a network class thinks of its arguments
-        raise UsageError(f"{place}: the architecture cannot be built: {type(error).__name__}: {error}") from error
-    strides = architecture["arch_kwargs"].get("strides", [])
-    steps = [math.prod(stride[axis] if isinstance(stride, list) else stride for stride in strides) for axis in range(3)]
-    if any(size % step for size, step in zip(patch, steps, strict=True)):
-        raise UsageError(f"{place}: patch size {patch} must be a multiple of {steps}, the product of the strides")
 
 
 def _preprocess(work: _Work, report: PlanReport) -> None:

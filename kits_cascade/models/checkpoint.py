@@ -9,10 +9,11 @@ from __future__ import annotations
 import pydoc
 import re
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from kits_cascade.errors import ModelError
+from kits_cascade.errors import MissingExtraError, ModelError
 from kits_cascade.files import atomic_path, read_json
 
 # What prediction needs of a checkpoint, with nnU-Net's predictor too.
@@ -20,8 +21,10 @@ _KEPT: Final = ("network_weights", "trainer_name", "inference_allowed_mirroring_
 _KEPT_INIT: Final = ("configuration", "fold")
 _SLACK: Final = 1 << 20
 
+# The networks that plans may name: nnU-Net's, our own (whose arguments are called as nnU-Net's), and MONAI's.
 _NETWORKS: Final = re.compile(
     r"(dynamic_network_architectures\.architectures|kits_cascade\.training\.networks)\.\w+\.\w+"
+    r"|monai\.networks\.nets\.(\w+\.)?\w+"
 )
 _LAYERS: Final = re.compile(r"torch\.nn\.(modules\.\w+\.)?\w+|dynamic_network_architectures\.building_blocks\.\w+\.\w+")
 
@@ -130,10 +133,17 @@ def _check_architecture(architecture: dict[str, Any], path: Path) -> None:
             _check_class(arguments[key], _LAYERS, path)
 
 
+def locate_class(name: str) -> Any:
+    """The class of a network or a layer by its name; one of a package that is not installed names the package."""
+    if name.startswith("monai.") and find_spec("monai") is None:
+        raise MissingExtraError("monai", "monai")
+    return pydoc.locate(name)
+
+
 def _check_class(name: Any, pattern: re.Pattern[str], path: Path) -> None:
     import torch
 
     # The pattern keeps foreign modules from being imported; the look-up, functions and imports of allowed modules out.
-    found = pydoc.locate(name) if isinstance(name, str) and pattern.fullmatch(name) else None
+    found = locate_class(name) if isinstance(name, str) and pattern.fullmatch(name) else None
     if not (isinstance(found, type) and issubclass(found, torch.nn.Module)):
         raise ModelError(f"{path}: names {name!r} where a network or a layer must be; refused")

@@ -94,20 +94,16 @@ def read_network(folder: Path, key: str, checkpoint: str | None) -> StageModel |
     if not folds:
         return None
     trainer, plans, configuration = parts
-    return StageModel(key, folder, folds, configuration, trainer, plans, name, read_outputs(folder, trainer))
+    return StageModel(key, folder, folds, configuration, trainer, plans, name, read_outputs(folder))
 
 
-def read_outputs(folder: Path, trainer: str = "") -> tuple[str, ...]:
+def read_outputs(folder: Path) -> tuple[str, ...]:
     """Names of the foreground labels or regions of a trained network, from its own dataset.json."""
     try:
         labels = read_json(folder / "dataset.json")["labels"]
-        names = tuple(str(name) for name in labels if name not in {"background", "ignore"})
+        return tuple(str(name) for name in labels if name not in {"background", "ignore"})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{folder / 'dataset.json'}: not a valid dataset.json ({error})") from error
-    # The two single-region trainers say by their names what they have learned, should the file list both regions.
-    if len(names) > 1:
-        names = {"MassTrainer": (MASSES,), "TumorTrainer": (TUMOR,)}.get(trainer, names)
-    return names
 
 
 def group_masses(candidates: Sequence[StageModel]) -> list[tuple[StageModel, ...]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -17,38 +17,32 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.logging.nnunet_logger import WandbLogger
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from kits_cascade.errors import DatasetError, MissingExtraError
+from kits_cascade.errors import DatasetError, MissingExtraError, UsageError
 from kits_cascade.files import atomic_path
 from kits_cascade.stages import KIDNEY_CHANNEL
-from kits_cascade.training.augment import BinaryPrior, OnChannels, PerturbPrior
+from kits_cascade.training.architecture import build_network, has_deep_supervision
+from kits_cascade.training.augment import DistanceMaps, OnChannels, PerturbPrior
 from kits_cascade.training.heads import FocusedCases, HeadLabels, lesion_values, with_heads
+from kits_cascade.training.loss_table import LOSSES, Loss
+from kits_cascade.training.losses import WithExtraTerm, ramp
+from kits_cascade.training.prior import prior_channels, with_binary_prior
 from kits_cascade.training.progress import TensorBoardLogger, progress, write_progress
 from kits_cascade.training.trainer_options import PLANS_KEY, TrainerOptions
 
-CHANNEL_NAMES = frozenset({KIDNEY_CHANNEL.casefold(), "kidney_mask"})
 
-
-def prior_channels(dataset_json: Mapping[str, Any]) -> tuple[int, ...]:
-    """The channels that hold a kidney mask, by their names."""
-    names = dataset_json.get("channel_names", dataset_json.get("modality", {}))
-    return tuple(int(index) for index, name in names.items() if str(name).strip().casefold() in CHANNEL_NAMES)
-
-
-def with_binary_prior(network: torch.nn.Module, plans: Mapping[str, Any]) -> torch.nn.Module:
-    """Let a network see its mask channels as 0 and 1; no parameters, so checkpoints stay as they are."""
-    channels = TrainerOptions.from_plans(plans).prior_channels
-    if channels:
-        network.register_forward_pre_hook(BinaryPrior(channels))
-    return network
+class _OutOfPatience(Exception):  # noqa: N818 - no error: the way out of nnU-Net's loop
+    """The validation score has not become better for as long as the options allow."""
 
 
 class KitsTrainer(nnUNetTrainer):
     """Options kept in the checkpoint, region heads, the kidney prior, repeatable epochs, whole files.
 
-    Subclasses set ``heads``, override ``options`` (defaults below what the plans say), or hook nnU-Net's methods.
+    Subclasses set ``heads`` or ``options`` (defaults below what the plans say, added to those of their base), or hook
+    nnU-Net's methods. The network is always the one that the plans name.
     """
 
     heads: ClassVar[tuple[str, ...] | None] = None  # None: as the dataset.json says; (): all of the challenge's regions
@@ -63,7 +57,7 @@ class KitsTrainer(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
     ) -> None:
-        settings = TrainerOptions.from_plans(plans, self.options)
+        settings = TrainerOptions.from_plans(plans, self.defaults())
         if settings.prior_channels is None:
             settings = replace(settings, prior_channels=prior_channels(dataset_json))
         self.settings = settings
@@ -77,12 +71,35 @@ class KitsTrainer(nnUNetTrainer):
         self._apply_settings()
         self._check_prior()
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The class's own options, above those of its bases."""
+        return {key: value for kind in reversed(cls.__mro__) for key, value in vars(kind).get("options", {}).items()}
+
+    @property
+    def loss_row(self) -> Loss:
+        """What the option ``loss`` names; nnU-Net's own loss otherwise."""
+        return LOSSES[self.settings.loss or "dice_ce"]
+
     def _apply_settings(self) -> None:
         for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every"):
             if getattr(self.settings, name) is not None:
                 setattr(self, name, getattr(self.settings, name))
         if self.epochs is not None:
             self.num_epochs = self.epochs
+        for name, own in (("initial_lr", self.settings.learning_rate), ("weight_decay", self.settings.weight_decay)):
+            if own is not None:
+                setattr(self, name, own)
+        self.enable_deep_supervision = self._supervised()
+
+    def _supervised(self) -> bool:
+        possible = has_deep_supervision(self.configuration_manager.configuration["architecture"])
+        wanted = self.settings.deep_supervision
+        if wanted and not possible:
+            raise UsageError(
+                f"option deep_supervision is true; the network of {self.configuration_name} has one output"
+            )
+        return possible if wanted is None else wanted
 
     def _check_prior(self) -> None:
         schemes = self.configuration_manager.normalization_schemes
@@ -119,20 +136,45 @@ class KitsTrainer(nnUNetTrainer):
         enable_deep_supervision: bool = True,
     ) -> torch.nn.Module:
         """The network of the plans; nnU-Net's predictor builds it here too."""
-        network = nnUNetTrainer.build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        network = build_network(
+            configuration_manager.configuration["architecture"],
+            num_input_channels,
+            num_output_channels,
+            deep_supervision=enable_deep_supervision,
         )
         return with_binary_prior(network, plans_manager.plans)
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """nnU-Net's networks are switched; others have one output, whatever is asked for."""
+        if has_deep_supervision(self.configuration_manager.configuration["architecture"]):
+            super().set_deep_supervision_enabled(enabled)
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
         """nnU-Net's own; the kidney mask moves with the CT, keeps its values, and is sometimes wrong."""
         transforms = nnUNetTrainer.get_training_transforms(*args, **kwargs)
         channels = self.settings.prior_channels or ()
-        if not channels:
-            return transforms
-        images = [c for c in range(len(self.configuration_manager.normalization_schemes)) if c not in channels]
-        perturb = [PerturbPrior(c, self.spacing, self.settings.prior_probability, self.lesions) for c in channels]
-        return ComposeTransforms(guarded(transforms.transforms, images, perturb))
+        if channels:
+            images = [c for c in range(len(self.configuration_manager.normalization_schemes)) if c not in channels]
+            perturb = [PerturbPrior(c, self.spacing, self.settings.prior_probability, self.lesions) for c in channels]
+            transforms = ComposeTransforms(guarded(transforms.transforms, images, perturb))
+        return self._with_distances(transforms)
+
+    def get_validation_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
+        """nnU-Net's own, with the distances where the loss takes them."""
+        return self._with_distances(nnUNetTrainer.get_validation_transforms(*args, **kwargs))
+
+    def _with_distances(self, transforms: ComposeTransforms) -> ComposeTransforms:
+        """Of the truth as it is after augmentation; the loader's workers compute them."""
+        if self.loss_row.distances:
+            transforms.transforms.append(
+                DistanceMaps(
+                    self.spacing,
+                    regions=self.label_manager.has_regions,
+                    classes=len(self.class_names),
+                    ignore_label=self.label_manager.ignore_label,
+                )
+            )
+        return transforms
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Foreground patches show what the heads are to find, not any label of the dataset."""
@@ -178,20 +220,73 @@ class KitsTrainer(nnUNetTrainer):
             logger.update_config({"plans": self.plans_manager.plans, "configuration": self.configuration_name})
         loggers.extend(added)
 
+    def _build_loss(self) -> torch.nn.Module:
+        return self.loss_row.build(self)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """The optimizer that the options name, nnU-Net's SGD otherwise, with nnU-Net's polynomial schedule."""
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        kind = kinds.get(self.settings.optimizer or "sgd")
+        if kind is None:
+            return super().configure_optimizers()  # type: ignore[no-any-return]
+        optimizer = kind(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
     def on_train_epoch_start(self) -> None:
-        """Seed the epoch, where a seed is set."""
+        """Seed the epoch, where a seed is set, and set the weight of the loss's extra term."""
         self._seed(self.current_epoch + 1)
         super().on_train_epoch_start()
+        weight = self.extra_weight(self.current_epoch)
+        if weight is not None:
+            cast("WithExtraTerm", self.loss).weight = weight
 
-    def extra_weight(self, _epoch: int) -> float | None:
-        """Weight of the extra loss term in an epoch; None for trainers without one."""
-        return None
+    def extra_weight(self, epoch: int) -> float | None:
+        """Weight of the loss's extra term, by the epoch's number: right after ``--c``. None for losses without one."""
+        full = self.loss_row.weight
+        return None if full is None else full(self.settings) * ramp(epoch, self.num_epochs)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's step."""
+        step: dict[str, Any] = super().train_step(self._take_distances(batch))
+        return step
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's step."""
+        step: dict[str, Any] = super().validation_step(self._take_distances(batch))
+        return step
+
+    def _take_distances(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The last target is the distances, for losses that take them."""
+        if not self.loss_row.distances:
+            return batch
+        *targets, distances = batch["target"]
+        cast("WithExtraTerm", self.loss).reference = distances.to(self.device, non_blocking=True)
+        return {**batch, "target": targets if self.enable_deep_supervision else targets[0]}
 
     def on_epoch_end(self) -> None:
-        """Also write training_progress.json."""
+        """Also write training_progress.json, and end where patience does."""
         super().on_epoch_end()
         if self.local_rank == 0:
             write_progress(Path(self.output_folder), self._progress())
+        if self._epochs_left() and self._out_of_patience():
+            raise _OutOfPatience
+
+    def _epochs_left(self) -> bool:
+        return int(self.current_epoch) < int(self.num_epochs)  # type: ignore[has-type]
+
+    def run_training(self) -> None:
+        """nnU-Net's loop; where patience ends it, the training is concluded as after the last epoch."""
+        try:
+            super().run_training()
+        except _OutOfPatience:
+            self.print_to_log_file(f"No better validation score in {self.settings.patience} epochs: the training ends.")
+            self.on_train_end()
+
+    def _out_of_patience(self) -> bool:
+        """Whether the best value of nnU-Net's moving average of the pseudo Dice lies too many epochs back."""
+        scores = self.logger.local_logger.my_fantastic_logging["ema_fg_dice"]
+        patience = self.settings.patience
+        return patience is not None and len(scores) - 1 - int(np.argmax(scores)) >= patience
 
     def _progress(self) -> dict[str, Any]:
         head = {
@@ -216,7 +311,7 @@ class KitsTrainer(nnUNetTrainer):
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """Continue with the options that the checkpoint was trained with."""
         super().load_checkpoint(filename_or_checkpoint)
-        kept = TrainerOptions.from_plans(self.my_init_kwargs["plans"], self.options)
+        kept = TrainerOptions.from_plans(self.my_init_kwargs["plans"], self.defaults())
         if kept != self.settings:
             self.print_to_log_file(f"The options of the checkpoint are used: {kept}")
             self.settings = kept

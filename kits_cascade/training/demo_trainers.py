@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Final
 
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
 from kits_cascade.training.base import KitsTrainer, changes_intensity
 from kits_cascade.training.heads import EvenCases
@@ -43,19 +42,13 @@ def in_bfloat16(forward: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tenso
 class _Short(KitsTrainer):
     """AdamW and a budget of its own."""
 
-    learning_rate: ClassVar[float] = 3e-3
+    options: ClassVar[dict[str, Any]] = {"optimizer": "adamw", "learning_rate": 3e-3, "weight_decay": 1e-4, **_BUDGET}
 
     def initialize(self) -> None:
         """As nnU-Net does; on a processor that can, the network computes in bfloat16."""
         super().initialize()
         if fast_bfloat16(self.device):
             self.network.forward = in_bfloat16(self.network.forward)
-
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """AdamW with nnU-Net's polynomial schedule."""
-        self.initial_lr = self.learning_rate
-        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=1e-4)
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:  # noqa: N802 - nnU-Net's hook
         """As nnU-Net does; but without mirroring at prediction, which makes the validation eight times as long."""
@@ -80,20 +73,19 @@ class _Geometric(_Short):
 class DemoTrainer(_Geometric):
     """Dice and cross-entropy, for the coarse stage."""
 
-    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 13}
+    options: ClassVar[dict[str, Any]] = {"num_epochs": 13}
 
 
 class DemoSurfaceLossTrainer(_Geometric, SurfaceLossTrainer):
     """With the surface loss, for the kidney stage."""
 
-    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 15}
+    options: ClassVar[dict[str, Any]] = {"num_epochs": 15}
 
 
 class DemoMassesTrainer(_Short, SurfaceLossTrainer):
     """For the masses stage: a cyst or a tumour in every patch, and a kidney mask that is wrong more often than not."""
 
-    learning_rate: ClassVar[float] = 1.5e-3
-    options: ClassVar[dict[str, Any]] = {**_BUDGET, "num_epochs": 19, "prior_probability": 0.75}
+    options: ClassVar[dict[str, Any]] = {"learning_rate": 1.5e-3, "num_epochs": 19, "prior_probability": 0.75}
 
     def initialize(self) -> None:
         """As nnU-Net does, then show a lesion in every patch of a batch, not in a third of them."""
@@ -127,11 +119,4 @@ class DemoQuickMassesTrainer(DemoMassesTrainer):
     options: ClassVar[dict[str, Any]] = _QUICK
 
 
-__all__ = [
-    "DemoMassesTrainer",
-    "DemoQuickMassesTrainer",
-    "DemoQuickSurfaceLossTrainer",
-    "DemoQuickTrainer",
-    "DemoSurfaceLossTrainer",
-    "DemoTrainer",
-]
+__all__ = [name for name, kind in vars().items() if isinstance(kind, type) and name.startswith("Demo")]

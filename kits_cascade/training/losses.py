@@ -191,6 +191,41 @@ class BoundaryLoss(nn.Module):
             return loss
 
 
+class FocalTverskyLoss(nn.Module):
+    """(1 - Tversky index) to a power, averaged over classes: false negatives weigh more than false positives.
+
+    Abraham and Khan (2019); alpha weighs false negatives, beta false positives.
+    """
+
+    def __init__(
+        self,
+        *,
+        regions: bool,
+        ignore_label: int | None = None,
+        alpha: float = 0.7,
+        beta: float = 0.3,
+        power: float = 0.75,
+    ) -> None:
+        super().__init__()
+        self.regions, self.ignore_label = regions, ignore_label
+        self.alpha, self.beta, self.power = alpha, beta, power
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """``logits`` as they come from the network, ``target`` as nnU-Net's loader gives it."""
+        with torch.autocast(logits.device.type, enabled=False):
+            p = probabilities(logits, self.regions)
+            truth, valid = truth_and_valid(target, p.shape[1], self.regions, self.ignore_label)
+            if valid is not None:
+                p, truth = p * valid, truth & valid
+            space = (0, *range(2, p.ndim))
+            both = (p * truth).sum(space)
+            missed, wrong = truth.sum(space) - both, p.sum(space) - both
+            index = (both + EPS) / (both + self.alpha * missed + self.beta * wrong + EPS)
+            # Its slope has no bound where the index is 1.
+            loss: Tensor = ((1 - index).clamp_min(1e-6) ** self.power).mean()
+            return loss
+
+
 class WithExtraTerm(nn.Module):
     """nnU-Net's own loss plus ``weight`` times an extra term on the finest output.
 

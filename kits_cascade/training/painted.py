@@ -16,7 +16,6 @@ from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
 from kits_cascade.training.augment import OnChannels
 from kits_cascade.training.base import KitsTrainer, changes_intensity
@@ -55,25 +54,21 @@ class PaintedTrainer(KitsTrainer):
         "num_val_iterations_per_epoch": 6,
         "num_epochs": 60,
         "save_every": 1,
+        "optimizer": "adamw",
+        "learning_rate": 2e-3,
+        "weight_decay": 1e-3,
+        "deep_supervision": False,
     }
-    learning_rate: ClassVar[float] = 2e-3
     lesion_share: ClassVar[float | None] = None  # of patches that show a lesion; None: as nnU-Net draws them
 
     def initialize(self) -> None:
         """As nnU-Net does, then lay the network out for the processor."""
-        self.enable_deep_supervision = False
         super().initialize()
         if self.lesion_share is not None:
             self.oversample_foreground_percent = self.lesion_share
         if self.device.type == "cpu":
             self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
             self.network.forward = in_fast_layout(self.network.forward, fast_bfloat16(self.device))
-
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        """AdamW with nnU-Net's polynomial schedule."""
-        self.initial_lr = self.learning_rate
-        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=1e-3)
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:  # noqa: N802 - nnU-Net's hook
         """As nnU-Net does; mirrored sideways only, and in training only."""
@@ -98,4 +93,4 @@ class PaintedMassesTrainer(PaintedTrainer):
         return EvenCases(training), EvenCases(validation)
 
 
-__all__ = ["PaintedMassesTrainer", "PaintedTrainer"]
+__all__ = [name for name, kind in vars().items() if isinstance(kind, type) and name.startswith("Painted")]

@@ -14,6 +14,8 @@ from typing import Any, Final
 from kits_cascade.errors import UsageError
 
 PLANS_KEY: Final = "kits_cascade"
+LOSSES: Final = ("dice_ce", "cross_entropy", "focal_tversky", "surface", "boundary")
+OPTIMIZERS: Final = ("sgd", "adam", "adamw")
 LOGGERS: Final = ("tensorboard", "wandb")
 
 
@@ -21,6 +23,7 @@ LOGGERS: Final = ("tensorboard", "wandb")
 class TrainerOptions:
     """Options of the trainers. None means: what the trainer or nnU-Net does by default."""
 
+    loss: str | None = None  # a row of training.loss_table
     surface_weight: float = 0.5
     surface_tolerance_mm: float = 1.1
     surface_radius: tuple[int, ...] | None = None  # voxels per axis, instead of the one from the spacing
@@ -31,6 +34,13 @@ class TrainerOptions:
     num_iterations_per_epoch: int | None = None
     num_val_iterations_per_epoch: int | None = None
     save_every: int | None = None  # epochs between checkpoints
+    optimizer: str | None = None  # one of OPTIMIZERS; nnU-Net's is sgd
+    learning_rate: float | None = None  # at the start; nnU-Net's polynomial schedule takes it to 0
+    weight_decay: float | None = None
+    patience: int | None = (
+        None  # epochs without a better validation score (nnU-Net's own average) that end the training
+    )
+    deep_supervision: bool | None = None  # None: where the network has it
     seed: int | None = None
     loggers: tuple[str, ...] = ()
 
@@ -43,11 +53,28 @@ class TrainerOptions:
             self,
             "a number from 0 to 1",
         )
-        for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "save_every"):
+        for name in (
+            "num_epochs",
+            "num_iterations_per_epoch",
+            "num_val_iterations_per_epoch",
+            "save_every",
+            "patience",
+        ):
             value = getattr(self, name)
             _check(value is None or (_is_count(value) and value >= 1), name, self, "a whole number of at least 1")
         _check(self.seed is None or (_is_count(self.seed) and self.seed >= 0), "seed", self, "a whole number, or null")
+        self._check_course()
         self._check_lists()
+
+    def _check_course(self) -> None:
+        for name, known in (("loss", LOSSES), ("optimizer", OPTIMIZERS)):
+            _check(getattr(self, name) in (None, *known), name, self, f"one of {', '.join(known)}, or null")
+        for name, least in (("learning_rate", "above"), ("weight_decay", "of at least")):
+            value = getattr(self, name)
+            fits = value is None or (_is_number(value) and (value > 0 or (value == 0 and least != "above")))
+            _check(fits, name, self, f"a number {least} 0, or null")
+        supervision = self.deep_supervision
+        _check(supervision is None or isinstance(supervision, bool), "deep_supervision", self, "true, false or null")
 
     def _check_lists(self) -> None:
         for name in ("surface_radius", "prior_channels"):

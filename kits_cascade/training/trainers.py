@@ -1,20 +1,15 @@
 """The trainers that ``nnUNetv2_train -tr NAME`` finds. Their names live in checkpoints and folders: never rename one.
 
-Options come from the plans file's ``kits_cascade`` entry (:mod:`kits_cascade.training.trainer_options`), or from the
-class attribute ``options`` of a subclass.
+A new trainer is a class in this file, and nothing else: its name and its short forms are read from here. Options come
+from the plans file's ``kits_cascade`` entry (:mod:`kits_cascade.training.trainer_options`), or from the class attribute
+``options``.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-import torch
-from nnunetv2.utilities.ddp_allgather import AllGatherGrad
-
-from kits_cascade.errors import UsageError
-from kits_cascade.training.augment import DistanceMaps
 from kits_cascade.training.base import KitsTrainer
-from kits_cascade.training.losses import BoundaryLoss, SurfaceOverlapLoss, WithExtraTerm, ramp, surface_radius
 
 EPOCHS: Final = (5, 50, 100, 250)  # the short variants, named as nnU-Net names them
 
@@ -22,87 +17,13 @@ EPOCHS: Final = (5, 50, 100, 250)  # the short variants, named as nnU-Net names 
 class SurfaceLossTrainer(KitsTrainer):
     """Dice and cross-entropy plus the overlap of the surfaces, whose weight rises from 0."""
 
-    def _build_loss(self) -> torch.nn.Module:
-        return WithExtraTerm(super()._build_loss(), self._surface_loss())
-
-    def _surface_loss(self) -> SurfaceOverlapLoss:
-        radius = self.settings.surface_radius or surface_radius(self.spacing, self.settings.surface_tolerance_mm)
-        if len(radius) < len(self.spacing):
-            raise UsageError(
-                f"option surface_radius is {list(radius)}; {self.configuration_name} has more axes than that"
-            )
-        return SurfaceOverlapLoss(
-            radius[-len(self.spacing) :],  # a 2d configuration takes the last two of three
-            regions=self.label_manager.has_regions,
-            ignore_label=self.label_manager.ignore_label,
-            batch_dice=self.configuration_manager.batch_dice,
-            gather=_gather if self.is_ddp else None,
-        )
-
-    def extra_weight(self, epoch: int) -> float:
-        """Computed from the epoch's number, so it is right after a resumed checkpoint."""
-        return self.settings.surface_weight * ramp(epoch, self.num_epochs)
-
-    def on_train_epoch_start(self) -> None:
-        """Set the weight of this epoch."""
-        super().on_train_epoch_start()
-        self.loss.weight = self.extra_weight(self.current_epoch)
-
-
-def _gather(sums: torch.Tensor) -> torch.Tensor:
-    """Sums over the processes of a distributed training, with gradient."""
-    gathered: torch.Tensor = AllGatherGrad.apply(sums)
-    return gathered.sum(0)
+    options: ClassVar[dict[str, Any]] = {"loss": "surface"}
 
 
 class BoundaryLossTrainer(KitsTrainer):
     """Dice and cross-entropy plus probability times signed distance to the true surface (Kervadec et al.)."""
 
-    def _build_loss(self) -> torch.nn.Module:
-        return WithExtraTerm(super()._build_loss(), BoundaryLoss(regions=self.label_manager.has_regions))
-
-    def extra_weight(self, epoch: int) -> float:
-        """Never from epoch 0: far from a solution the distances drown everything else."""
-        return self.settings.boundary_weight * ramp(epoch, self.num_epochs)
-
-    def on_train_epoch_start(self) -> None:
-        """Set the weight of this epoch."""
-        super().on_train_epoch_start()
-        self.loss.weight = self.extra_weight(self.current_epoch)
-
-    def get_training_transforms(self, *args: Any, **kwargs: Any) -> Any:
-        """Also the distances: they are computed by the loader's workers, of the truth as it is after augmentation."""
-        return self._with_distances(super().get_training_transforms(*args, **kwargs))
-
-    def get_validation_transforms(self, *args: Any, **kwargs: Any) -> Any:
-        """The same for the validation patches."""
-        return self._with_distances(super().get_validation_transforms(*args, **kwargs))
-
-    def _with_distances(self, transforms: Any) -> Any:
-        transforms.transforms.append(
-            DistanceMaps(
-                self.spacing,
-                regions=self.label_manager.has_regions,
-                classes=len(self.class_names),
-                ignore_label=self.label_manager.ignore_label,
-            )
-        )
-        return transforms
-
-    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's step; the last target is the distances."""
-        step: dict[str, Any] = super().train_step(self._take_distances(batch))
-        return step
-
-    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's step; the last target is the distances."""
-        step: dict[str, Any] = super().validation_step(self._take_distances(batch))
-        return step
-
-    def _take_distances(self, batch: dict[str, Any]) -> dict[str, Any]:
-        *targets, distances = batch["target"]
-        self.loss.reference = distances.to(self.device, non_blocking=True)
-        return {**batch, "target": targets if self.enable_deep_supervision else targets[0]}
+    options: ClassVar[dict[str, Any]] = {"loss": "boundary"}
 
 
 class RegionTrainer(KitsTrainer):
@@ -153,21 +74,6 @@ class TumorSurfaceLossTrainer(SurfaceLossTrainer):
     heads = TumorTrainer.heads
 
 
-TRAINERS: Final[tuple[type[KitsTrainer], ...]] = (
-    KitsTrainer,
-    SurfaceLossTrainer,
-    BoundaryLossTrainer,
-    RegionTrainer,
-    KidneyTrainer,
-    MassTrainer,
-    TumorTrainer,
-    RegionSurfaceLossTrainer,
-    KidneySurfaceLossTrainer,
-    MassSurfaceLossTrainer,
-    TumorSurfaceLossTrainer,
-)
-
-
 def short_variants(trainer: type[KitsTrainer], module: dict[str, Any]) -> list[str]:
     """Put ``trainer``'s 5, 50, 100 and 250 epoch forms into a module's namespace; their names."""
     names = []
@@ -179,5 +85,6 @@ def short_variants(trainer: type[KitsTrainer], module: dict[str, Any]) -> list[s
     return names
 
 
+TRAINERS: Final = [kind for kind in vars().values() if isinstance(kind, type) and issubclass(kind, KitsTrainer)]
 # The names that nnU-Net can ask for.
-__all__ = [name for t in TRAINERS for name in (t.__name__, *short_variants(t, globals()))]
+__all__ = [name for kind in TRAINERS for name in (kind.__name__, *short_variants(kind, globals()))]

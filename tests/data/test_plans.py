@@ -18,6 +18,7 @@ from kits_cascade.data.plans import plan_stages
 from kits_cascade.data.presets import load_preset, preset_folder
 from kits_cascade.errors import DatasetError, UsageError
 from kits_cascade.files import read_json, write_json
+from kits_cascade.training.architecture import check_network
 
 from .small import make_source, tree
 
@@ -287,7 +288,9 @@ def test_wrong_presets_are_refused_with_the_place(planned, tmp_path, place, valu
     target[place[-1]] = value
     write_json(tmp_path / "wrong.json", content)
     with pytest.raises(UsageError, match=words):
-        plan_stages(planned[0], preset=str(tmp_path / "wrong.json"), stages=["coarse"], preprocess=False)
+        plan_stages(
+            planned[0], preset=str(tmp_path / "wrong.json"), stages=["coarse"], preprocess=False, check=check_network
+        )
 
 
 def test_presets_that_are_not_there(tmp_path):

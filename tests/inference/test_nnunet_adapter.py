@@ -11,14 +11,13 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from kits_cascade.errors import ModelError
 from kits_cascade.inference.nnunet.plan_rules import plan_method
 from kits_cascade.inference.nnunet.predictors import NnunetPredictors
 from kits_cascade.inference.nnunet.resample import Method, new_shape, resample
 from kits_cascade.inference.nnunet.stage import StageNetwork
-from kits_cascade.inference.nnunet.tiles import PLAN_NETWORK_TRAINERS, TileOptions
+from kits_cascade.inference.nnunet.tiles import TileOptions
 from kits_cascade.inference.roi import FineGrid
 from kits_cascade.models.choose import resolve_models
 from kits_cascade.stages import COARSE, KIDNEY_STAGE, MASSES_STAGE
@@ -251,11 +250,11 @@ def test_probabilities_in_the_regions_shape(tmp_path):
         assert network.values.min() >= 0.5 and network.values.max() <= 1
 
 
-@pytest.mark.parametrize("name", PLAN_NETWORK_TRAINERS)
-def test_these_trainers_build_the_plans_network(name, tmp_path):
-    ours = getattr(trainers, name, None) or getattr(demo_trainers, name, None)
-    expected = KitsTrainer if ours else nnUNetTrainer
-    assert (ours or nnUNetTrainer).build_network_architecture is expected.build_network_architecture
+@pytest.mark.parametrize("name", [*trainers.__all__, *demo_trainers.__all__])
+def test_our_trainers_train_the_network_of_the_plans(name):
+    """By their entry in the plans they are known, and their network is built without them."""
+    ours = getattr(trainers, name, None) or getattr(demo_trainers, name)
+    assert ours.build_network_architecture is KitsTrainer.build_network_architecture
 
 
 def test_our_networks_see_a_binary_kidney_channel(tmp_path):

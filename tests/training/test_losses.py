@@ -9,6 +9,7 @@ from kits_cascade.training.augment import signed_distance
 from kits_cascade.training.losses import (
     AxisMax,
     BoundaryLoss,
+    FocalTverskyLoss,
     SurfaceOverlapLoss,
     WithExtraTerm,
     hard_dilate,
@@ -280,3 +281,28 @@ def test_the_extra_term_is_left_out_at_weight_zero_and_sees_the_finest_output():
     assert loss(outputs, ["finest", "coarse"]).item() == 13
     loss.weight = 0.5
     assert loss(outputs, ["finest", "coarse"]).item() == 14.5
+
+
+@pytest.mark.parametrize("regions", [True, False])
+def test_focal_tversky_is_the_published_formula(regions):
+    generator = torch.Generator().manual_seed(0)
+    channels = 2 if regions else 3
+    logits = torch.randn((2, channels, 4, 5, 6), generator=generator, dtype=torch.float64)
+    if regions:
+        target = (torch.rand((2, 2, 4, 5, 6), generator=generator) > 0.6).double()
+        p, truth = torch.sigmoid(logits).numpy(), target.numpy()
+    else:
+        target = torch.randint(0, 3, (2, 1, 4, 5, 6), generator=generator).double()
+        p = torch.softmax(logits, 1).numpy()[:, 1:]
+        truth = np.concatenate([target.numpy() == 1, target.numpy() == 2], axis=1)
+    expected = []
+    for c in range(2):
+        both, ours, theirs = (p[:, c] * truth[:, c]).sum(), p[:, c].sum(), truth[:, c].sum()
+        expected.append((1 - (both + 1) / (both + 0.7 * (theirs - both) + 0.3 * (ours - both) + 1)) ** 0.75)
+    assert float(FocalTverskyLoss(regions=regions)(logits, target)) == pytest.approx(np.mean(expected))
+
+
+def test_focal_tversky_has_a_slope_everywhere():
+    logits = torch.full((1, 1, 3, 3, 3), 20.0, requires_grad=True)
+    FocalTverskyLoss(regions=True)(logits, torch.ones((1, 1, 3, 3, 3))).backward()
+    assert torch.isfinite(logits.grad).all()

@@ -33,6 +33,12 @@ def test_round_trip_through_json():
         ({"num_epochs": 0}, "num_epochs.*at least 1"),
         ({"num_epochs": 2.5}, "num_epochs.*2.5"),
         ({"seed": -1}, "seed"),
+        ({"loss": "dice"}, "loss.*'dice'.*one of dice_ce, cross_entropy"),
+        ({"optimizer": "SGD"}, "optimizer.*one of sgd, adam, adamw"),
+        ({"learning_rate": 0}, "learning_rate.*above 0"),
+        ({"weight_decay": -1}, "weight_decay.*of at least 0"),
+        ({"patience": 0}, "patience.*at least 1"),
+        ({"deep_supervision": 1}, "deep_supervision.*true, false or null"),
         ({"surface_radius": 1}, "surface_radius.*list of whole numbers"),
         ({"surface_radius": [1, -1, 1]}, "surface_radius"),
         ({"loggers": ["paper"]}, "loggers.*tensorboard, wandb"),
@@ -42,3 +48,10 @@ def test_round_trip_through_json():
 def test_wrong_options_are_named(entry, message):
     with pytest.raises(UsageError, match=message):
         TrainerOptions.from_plans({"kits_cascade": entry})
+
+
+def test_every_loss_that_can_be_named_has_its_row():
+    from kits_cascade.training.loss_table import LOSSES as ROWS
+    from kits_cascade.training.trainer_options import LOSSES
+
+    assert tuple(ROWS) == LOSSES

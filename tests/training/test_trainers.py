@@ -19,6 +19,7 @@ from kits_cascade.errors import DatasetError, MissingExtraError, UsageError
 from kits_cascade.training import base, trainers
 from kits_cascade.training.augment import OnChannels, PerturbPrior
 from kits_cascade.training.losses import SurfaceOverlapLoss, WithExtraTerm
+from kits_cascade.training.trainer_options import TrainerOptions
 from kits_cascade.volumes.nifti import read_labels
 from tests.training.tiny import inline_workers, plans_for, write_tiny
 
@@ -365,3 +366,34 @@ def test_nothing_is_set_in_the_environment(regions):
     before = dict(os.environ)
     make(regions)
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("loss", ["dice_ce", "cross_entropy", "focal_tversky", "boundary"])
+def test_the_options_name_the_loss_and_the_optimizer(regions, loss):
+    course = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1, "num_epochs": 1}
+    made = make(regions, "KitsTrainer", loss=loss, deep_supervision=False, **course)
+    trained(made)
+    assert type(made.optimizer) is torch.optim.AdamW
+    assert made.optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert not made.enable_deep_supervision
+    assert all(math.isfinite(value) for value in log_of(made)["train_losses"])
+    assert TrainerOptions.from_plans(made.plans_manager.plans) == made.settings, "kept in the plans"
+
+
+def test_patience_ends_a_training_and_concludes_it(regions, monkeypatch):
+    made = make(regions, num_epochs=9, patience=2)
+    monkeypatch.setattr(made, "validation_step", lambda batch: made.loss and {
+        "loss": np.float32(1), "tp_hard": np.zeros(3), "fp_hard": np.ones(3), "fn_hard": np.ones(3)
+    })  # fmt: skip
+    trained(made)
+    assert made.current_epoch == 3  # the first one was the best, and two were waited for
+    assert (Path(made.output_folder) / "checkpoint_final.pth").is_file()
+
+
+def test_a_network_with_one_output_is_trained_without_deep_supervision(nnunet):
+    tiny = Plain(nnunet)
+    for settings in tiny.plans["configurations"].values():
+        settings["architecture"]["network_class_name"] = "monai.networks.nets.UNet"
+    assert not make(tiny).enable_deep_supervision
+    with pytest.raises(UsageError, match="deep_supervision is true"):
+        make(tiny, deep_supervision=True)

@@ -4,48 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from kits_cascade.errors import ModelError
 from kits_cascade.models.checkpoint import load_checkpoint
 from kits_cascade.models.network import StageModel
-from kits_cascade.training.augment import BinaryPrior
+from kits_cascade.training.architecture import build_network
+from kits_cascade.training.prior import with_binary_prior
 from kits_cascade.training.trainer_options import TrainerOptions
 from kits_cascade.volumes.geometry import Box
-
-# These trainers build the network that the plan describes (ours also make its kidney channel binary): no search through
-# all of nnU-Net's trainers is needed, which takes seconds. tests/inference/test_nnunet_adapter.py holds them to it.
-OUR_TRAINERS: Final = (
-    "SurfaceLossTrainer",
-    "BoundaryLossTrainer",
-    "RegionTrainer",
-    "KidneyTrainer",
-    "MassTrainer",
-    "TumorTrainer",
-    "RegionSurfaceLossTrainer",
-    "KidneySurfaceLossTrainer",
-    "MassSurfaceLossTrainer",
-    "TumorSurfaceLossTrainer",
-    "DemoTrainer",
-    "DemoSurfaceLossTrainer",
-    "DemoMassesTrainer",
-    "DemoQuickTrainer",
-    "DemoQuickSurfaceLossTrainer",
-    "DemoQuickMassesTrainer",
-    "PaintedTrainer",
-    "PaintedMassesTrainer",
-)
-PLAN_NETWORK_TRAINERS: Final = ("nnUNetTrainer", *OUR_TRAINERS)
-_EPOCHS: Final = re.compile(r"_\d+epochs?$")
 
 
 @dataclass(frozen=True)
@@ -118,33 +92,21 @@ def _network(model: StageModel, plans: PlansManager, dataset: dict[str, Any]) ->
     configuration = plans.get_configuration(model.configuration)
     inputs = determine_num_input_channels(plans, configuration, dataset)
     outputs = plans.get_label_manager(dataset).num_segmentation_heads
-    trainer = _EPOCHS.sub("", model.trainer)
-    if trainer not in PLAN_NETWORK_TRAINERS:
+    # Our trainers complete their entry in the plans: by it they are known, without a search through all of nnU-Net's
+    # trainers, which takes seconds. They train the network that the plans name, and so does nnU-Net's own.
+    ours = TrainerOptions.from_plans(plans.plans).prior_channels is not None
+    if not ours and model.trainer != "nnUNetTrainer":
         network = _trainer_class(model.trainer).build_network_architecture(
             plans, configuration, inputs, outputs, enable_deep_supervision=False
         )
         return cast("torch.nn.Module", network)
-    network = get_network_from_plans(
-        configuration.network_arch_class_name,
-        configuration.network_arch_init_kwargs,
-        configuration.network_arch_init_kwargs_req_import,
-        inputs,
-        outputs,
-        allow_init=False,
-        deep_supervision=False,
-    )
-    if trainer in OUR_TRAINERS and (prior := TrainerOptions.from_plans(plans.plans).prior_channels):
-        network.register_forward_pre_hook(BinaryPrior(prior))
-    return cast("torch.nn.Module", network)
+    architecture = configuration.configuration["architecture"]
+    network = build_network(architecture, inputs, outputs, deep_supervision=False, init=False)
+    return with_binary_prior(network, plans.plans) if ours else network
 
 
 def _trainer_class(name: str) -> Any:
-    """A trainer that builds a network of its own: ours, else found by nnU-Net's search."""
-    from kits_cascade.training import trainers
-
-    ours = getattr(trainers, name, None)
-    if ours is not None:
-        return ours
+    """A trainer that may build a network of its own, found by nnU-Net's search."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     try:
