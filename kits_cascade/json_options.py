@@ -40,6 +40,8 @@ def _fits(kind: Any, value: Any) -> bool:
         return value in get_args(kind)
     if get_origin(kind) is tuple:
         members = get_args(kind)
+        if isinstance(value, (list, tuple)) and Ellipsis in members:
+            members = members[:1] * len(value)
         fits = isinstance(value, (list, tuple)) and len(value) == len(members)
         return fits and all(_fits(m, v) for m, v in zip(members, value, strict=True))
     if kind in (int, float):
@@ -52,6 +54,6 @@ def _in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(repr(choice) for choice in get_args(kind))
     if get_origin(kind) is tuple:
-        return f"a list of {len(get_args(kind))} numbers"
+        return "a list" if Ellipsis in get_args(kind) else f"a list of {len(get_args(kind))} numbers"
     plain = {bool: "true or false", str: "a text", NoneType: "null", int: "a whole number of at least 0"}
     return "an object of options" if is_dataclass(kind) else plain.get(kind, "a number of at least 0")

@@ -89,4 +89,17 @@ MASSES_STAGE: Final = Stage(
     title="masses and tumours, full resolution, in the ROI, with the kidney mask as second channel",
 )
 STAGES: Final = (COARSE, KIDNEY_STAGE, MASSES_STAGE)
+# The source dataset itself, for systems of a single network that see the whole scan; nothing is derived for it.
+SOURCE_STAGE: Final = Stage(
+    key="source",
+    dataset_id=SOURCE_ID,
+    name=SOURCE_NAME,
+    configuration="3d_fullres",
+    trainer="KitsTrainer",
+    channels={"0": "CT"},
+    labels=SOURCE_LABELS,
+    regions_class_order=SOURCE_CLASS_ORDER,
+    title="kidneys, tumours and cysts, in the whole scan",
+    cropped=False,
+)
 STAGE_BY_KEY: Final = {stage.key: stage for stage in STAGES}

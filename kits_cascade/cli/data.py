@@ -9,7 +9,17 @@ import typer
 
 from kits_cascade.cli.bars import progress_bar
 from kits_cascade.cli.findings import print_reasons
-from kits_cascade.cli.options import GpuMemory, Jobs, MarginMm, NnunetDir, Preset, SourceId, Stages
+from kits_cascade.cli.options import (
+    GpuMemory,
+    Jobs,
+    MarginMm,
+    NnunetDir,
+    Preset,
+    SourceId,
+    Stages,
+    SystemName,
+    split_list,
+)
 from kits_cascade.cli.root import app
 
 
@@ -193,7 +203,7 @@ def slices(
 @app.command("derive-stages")
 def derive_stages(
     source_id: SourceId = 220,
-    stages: Stages = "221,222,223",
+    stages: Stages = None,
     margin_mm: MarginMm = 20.0,
     coarse_predictions: Annotated[
         Path | None,
@@ -225,7 +235,7 @@ def derive_stages(
         report = derive(
             open_folders(nnunet_dir, needed=("nnUNet_raw", "nnUNet_preprocessed")),
             source_id=source_id,
-            stages=stages.split(","),
+            stages=split_list(stages) if stages else None,
             margin_mm=margin_mm,
             coarse_predictions=coarse_predictions,
             kidney_predictions=kidney_predictions,
@@ -247,9 +257,10 @@ def derive_stages(
 
 @app.command()
 def plan(
-    preset: Preset = "default",
+    system: SystemName = "cascade",
+    preset: Preset = None,
     gpu_memory: GpuMemory = None,
-    stages: Stages = "221,222,223",
+    stages: Stages = None,
     verify: Annotated[bool, typer.Option(help="Run nnU-Net's integrity checks on every case.")] = True,
     preprocess: Annotated[bool, typer.Option(help="Preprocess the cases, too.")] = True,
     jobs: Jobs = None,
@@ -261,14 +272,17 @@ def plan(
     """
     from kits_cascade.data.plans import plan_stages
     from kits_cascade.nnunet_folders import open_folders
+    from kits_cascade.systems import find_system
     from kits_cascade.training.architecture import check_network
 
+    row = find_system(system)
     with progress_bar("plan") as progress:
         report = plan_stages(
             open_folders(nnunet_dir),
-            preset=preset,
+            preset=preset or row.preset,
             gpu_memory_gb=gpu_memory,
-            stages=stages.split(","),
+            known=row.stages,
+            stages=split_list(stages) if stages else None,
             jobs=jobs,
             verify=verify,
             preprocess=preprocess,

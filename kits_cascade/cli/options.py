@@ -7,17 +7,20 @@ from typing import Annotated, Literal
 
 import typer
 
+from kits_cascade.stages import STAGES, Stage
+
 NnunetDir = Annotated[
     Path | None, typer.Option(help="Folder that holds nnU-Net's three folders, instead of the variables.")
 ]
 # One meaning each in every command: -o is a place to write to, -j cases at a time, --device what computes.
 Jobs = Annotated[int | None, typer.Option("-j", "--jobs", min=1, help="Cases at a time; all processors by default.")]
+SystemName = Annotated[str, typer.Option("--system", metavar="NAME", help="A row of systems.py: cascade, ...")]
 Stages = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="LIST",
-        help="Stages to work on, with commas: ids (221), names (coarse, kidney, masses), or ids of your own "
-        "(kidney=322, or three ids in the order coarse, kidney, masses).",
+        help="Stages to work on, all by default; with commas: ids (221), names (coarse, kidney, masses), or ids of "
+        "your own (kidney=322, or three ids in the order coarse, kidney, masses).",
     ),
 ]
 Device = Annotated[str, typer.Option(help="What computes: auto (the best there is), cuda, cuda:N, cpu or mps.")]
@@ -32,7 +35,10 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but erro
 SourceId = Annotated[int, typer.Option("-d", "--dataset-id", min=1, max=999, help="Source dataset.")]
 MarginMm = Annotated[float, typer.Option(min=0, help="Room around kidneys and masses in the ROI, in mm.")]
 Preset = Annotated[
-    str, typer.Option(help="Plan preset: default, resenc-l, demo, or the path of a JSON overlay of your own.")
+    str | None,
+    typer.Option(
+        help="Plan preset: default, resenc-l, demo, or the path of a JSON overlay of your own; the system's by default."
+    ),
 ]
 GpuMemory = Annotated[
     int | None, typer.Option(metavar="GB", help="Size of the default preset: 8 (the default), 24 or 40.")
@@ -67,16 +73,15 @@ def parse_folds(first: list[str] | None, more: list[str] | None) -> list[int | s
     return [int(part) if part.isdigit() else part for part in given] or None
 
 
-def parse_choices(model: list[str] | None) -> dict[str, str]:
+def parse_choices(model: list[str] | None, stages: tuple[Stage, ...] = STAGES) -> dict[str, str]:
     """The networks chosen by stage."""
     from kits_cascade.errors import UsageError
-    from kits_cascade.stages import STAGE_BY_KEY
 
-    choices = {}
+    keys, choices = [stage.key for stage in stages], {}
     for entry in model or []:
         stage, separator, pattern = entry.partition("=")
-        if not separator or stage not in STAGE_BY_KEY:
-            raise UsageError(f"--model {entry}: give STAGE=PATTERN, with STAGE one of {', '.join(STAGE_BY_KEY)}")
+        if not separator or stage not in keys:
+            raise UsageError(f"--model {entry}: give STAGE=PATTERN, with STAGE one of {', '.join(keys)}")
         choices[stage] = pattern
     return choices
 
@@ -94,8 +99,6 @@ def parse_triple(text: str, option: str) -> tuple[int, int, int]:
 
 def parse_ids(text: str) -> dict[str, int]:
     """Dataset ids by stage."""
-    from kits_cascade.stages import STAGES
-
     numbers = parse_triple(text, "--ids")
     return {stage.key: number for stage, number in zip(STAGES, numbers, strict=True)}
 

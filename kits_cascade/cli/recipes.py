@@ -7,14 +7,26 @@ from typing import Annotated
 
 import typer
 
-from kits_cascade.cli.options import Device, Devices, GpuMemory, MarginMm, NnunetDir, Preset, SourceId, Stages
+from kits_cascade.cli.options import (
+    Device,
+    Devices,
+    GpuMemory,
+    MarginMm,
+    NnunetDir,
+    Preset,
+    SourceId,
+    Stages,
+    SystemName,
+    split_list,
+)
 from kits_cascade.cli.root import app
+from kits_cascade.systems import find_system
 
 
 @app.command()
 def train(
     folds: Annotated[str, typer.Option(help="Folds to train, with commas: 0 to 4, or all.")] = "0,1,2,3,4",
-    stages: Stages = "221,222,223",
+    stages: Stages = None,
     trainer: Annotated[
         list[str] | None,
         typer.Option(
@@ -25,7 +37,8 @@ def train(
         ),
     ] = None,
     device: Devices = "auto",
-    preset: Preset = "default",
+    system: SystemName = "cascade",
+    preset: Preset = None,
     gpu_memory: GpuMemory = None,
     source_id: SourceId = 220,
     margin_mm: MarginMm = 20.0,
@@ -65,7 +78,8 @@ def train(
         devices=device.split(","),
         preset=preset,
         gpu_memory_gb=gpu_memory,
-        stages=stages.split(","),
+        stages=split_list(stages) if stages else None,
+        system=find_system(system),
         source_id=source_id,
         margin_mm=margin_mm,
         oof=oof,  # type: ignore[arg-type]

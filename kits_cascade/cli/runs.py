@@ -23,6 +23,7 @@ from kits_cascade.cli.options import (
     OnEmpty,
     Overwrite,
     Quiet,
+    SystemName,
     parse_choices,
     parse_folds,
     parse_ids,
@@ -31,7 +32,7 @@ from kits_cascade.cli.root import app
 
 if TYPE_CHECKING:
     from kits_cascade.inference.cascade import CascadeOptions, Speed
-    from kits_cascade.models.network import CascadeModels
+    from kits_cascade.models.network import Models as AnyModels
     from kits_cascade.runs.runner import Event, Listener, Summary
 
 
@@ -45,6 +46,7 @@ def predict(
         typer.Option("-i", "--input", help="A file, or a folder of NIfTI, .mha, .nrrd, KiTS cases or DICOM series."),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the label files, run.json and lesions.csv.")],
+    system: SystemName = "cascade",
     models: Models = None,
     folds: Folds = None,
     more_folds: MoreFolds = None,
@@ -99,11 +101,12 @@ def predict(
 
     Exit code 0: all well; 1: some cases failed (with --strict: or are not plausible); 2: nothing could be done.
     """
-    from kits_cascade.models.choose import resolve_models
+    from kits_cascade.models.choose import resolve_models, resolve_single
     from kits_cascade.nnunet_folders import open_folders
     from kits_cascade.runs.dicom_results import parse_kinds
     from kits_cascade.runs.predict import predict_cases
     from kits_cascade.runs.runner import part_of
+    from kits_cascade.systems import find_system
     from kits_cascade.volumes.find import find_inputs
 
     _use_threads(threads)
@@ -113,13 +116,18 @@ def predict(
         options, margin_mm, on_empty, postprocess, save_probabilities, keep_stages, parse_kinds(dicom)
     )
     cases = part_of(find_inputs(source), part)
-    chosen = resolve_models(
-        models,
-        folds=parse_folds(folds, more_folds),
-        choose=parse_choices(model),
-        checkpoint=checkpoint,
-        dataset_ids=parse_ids(ids),
-    )
+    row, wanted = find_system(system), parse_folds(folds, more_folds)
+    if row.is_single:
+        chosen: AnyModels = resolve_single(
+            row.stages[0],
+            folds=wanted,
+            pattern=parse_choices(model, row.stages).get(row.stages[0].key),
+            checkpoint=checkpoint,
+        )
+    else:
+        chosen = resolve_models(
+            models, folds=wanted, choose=parse_choices(model), checkpoint=checkpoint, dataset_ids=parse_ids(ids)
+        )
     if chosen.notice and not quiet:
         typer.echo(chosen.notice)
     with terminating_like_an_interrupt(), _listener(chosen, len(cases), quiet) as listener:
@@ -182,7 +190,7 @@ def _chosen_options(
         "keep_stages": keep_stages or None,
         "dicom": dicom or None,
     }
-    options = replace(options, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    options = replace(options, **{name: value for name, value in given.items() if value is not None})
     if postprocess is not None:
         options = replace(options, postprocess=(options.postprocess or PostprocessOptions()) if postprocess else None)
     return options, speed
@@ -210,7 +218,7 @@ def terminating_like_an_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def _listener(models: CascadeModels, total: int, quiet: bool) -> Iterator[Listener]:
+def _listener(models: AnyModels, total: int, quiet: bool) -> Iterator[Listener]:
     """Shows the choice of models, a bar over the cases with the stage at work, and a line for each that failed."""
     from kits_cascade.cli.bars import progress_bar
     from kits_cascade.cli.root import errors

@@ -10,9 +10,10 @@ from typing import Any, Final
 from kits_cascade.errors import DatasetError, UsageError
 from kits_cascade.files import read_json
 from kits_cascade.nnunet_folders import NnunetFolders, folders_with_id
-from kits_cascade.stages import STAGE_BY_KEY, STAGES, Stage
+from kits_cascade.stages import SOURCE_STAGE, STAGES, Stage
 
 ROI_FILE: Final = "roi.json"  # in each stage's raw folder: every case's box; also the sign that the folder is ours
+CONVERSION_FILE: Final = "conversion.json"  # in the source's raw folder: what convert knows of each case
 SPLITS_FILE: Final = "splits_final.json"
 
 StageSelection = Sequence[int | str] | Mapping[str, int]
@@ -93,6 +94,8 @@ def check_id(folders: NnunetFolders, stage: Stage) -> None:
                 f"for example --stages {stage.key}={stage.dataset_id + 100}, or move that dataset away"
             )
     folder = folders.raw / stage.dataset
+    if stage.key == SOURCE_STAGE.key:
+        return  # made by convert, which has its own mark
     if any(folder.glob("*Tr/*")) and not (folder / ROI_FILE).is_file():
         raise DatasetError(
             f"{folder} was not made by derive-stages (it has no {ROI_FILE}); nothing was written. Move it away"
@@ -130,38 +133,39 @@ def _prediction(folder: Path, case: str, ending: str, fold_of: Mapping[str, int]
     return next((path for path in candidates if path.is_file()), None)
 
 
-def select_stages(selection: StageSelection | None = None) -> tuple[Stage, ...]:
-    """Stages with their ids, in the order of the cascade.
+def select_stages(selection: StageSelection | None = None, known: Sequence[Stage] = STAGES) -> tuple[Stage, ...]:
+    """Stages with their ids, in the order of ``known``, the stages of a system.
 
-    Takes keys (``kidney``), the usual ids (222), keys with an id of your own (``kidney=322`` or a mapping), or three
-    ids in the order coarse, kidney, masses.
+    Takes keys (``kidney``), the usual ids (222), keys with an id of your own (``kidney=322`` or a mapping), or as many
+    ids as there are stages, in their order (coarse, kidney, masses).
     """
     if selection is None:
-        return STAGES
+        return tuple(known)
     if isinstance(selection, Mapping):
         chosen = dict(selection)
     else:
         parts = [str(part).strip() for part in selection]
-        usual = {str(stage.dataset_id): stage.key for stage in STAGES}
-        if len(parts) == len(STAGES) and all(part.isdigit() for part in parts) and not set(parts) <= set(usual):
-            parts = [f"{stage.key}={part}" for stage, part in zip(STAGES, parts, strict=True)]
-        chosen = dict(_stage_of(usual.get(part, part)) for part in parts)
-    unknown = set(chosen) - set(STAGE_BY_KEY)
+        usual = {str(stage.dataset_id): stage.key for stage in known}
+        if len(parts) == len(known) and all(part.isdigit() for part in parts) and not set(parts) <= set(usual):
+            parts = [f"{stage.key}={part}" for stage, part in zip(known, parts, strict=True)]
+        chosen = dict(_stage_of(usual.get(part, part), known) for part in parts)
+    unknown = set(chosen) - {stage.key for stage in known}
     if unknown or not chosen:
-        raise UsageError(f"unknown stage {', '.join(sorted(unknown)) or '(none)'}; the stages are {_names()}")
+        raise UsageError(f"unknown stage {', '.join(sorted(unknown)) or '(none)'}; the stages are {_names(known)}")
     if len(set(chosen.values())) < len(chosen) or any(not 1 <= number <= 999 for number in chosen.values()):
         raise UsageError(f"dataset ids must differ and lie in 1 to 999, not {', '.join(map(str, chosen.values()))}")
-    return tuple(replace(stage, dataset_id=chosen[stage.key]) for stage in STAGES if stage.key in chosen)
+    return tuple(replace(stage, dataset_id=chosen[stage.key]) for stage in known if stage.key in chosen)
 
 
-def _stage_of(text: str) -> tuple[str, int]:
+def _stage_of(text: str, known: Sequence[Stage]) -> tuple[str, int]:
     key, _, number = text.partition("=")
-    if key not in STAGE_BY_KEY or (number and not number.isdigit()):
+    stage = next((stage for stage in known if stage.key == key), None)
+    if stage is None or (number and not number.isdigit()):
         raise UsageError(
-            f"'{text}' names no stage; the stages are {_names()}; an id of your own is given as kidney=322"
+            f"'{text}' names no stage; the stages are {_names(known)}; an id of your own is given as kidney=322"
         )
-    return key, int(number) if number else STAGE_BY_KEY[key].dataset_id
+    return key, int(number) if number else stage.dataset_id
 
 
-def _names() -> str:
-    return ", ".join(f"{stage.key} ({stage.dataset_id})" for stage in STAGES)
+def _names(known: Sequence[Stage]) -> str:
+    return ", ".join(f"{stage.key} ({stage.dataset_id})" for stage in known)

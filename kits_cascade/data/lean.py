@@ -159,14 +159,15 @@ class LeanPreprocessor(DefaultPreprocessor):  # type: ignore[misc]
         properties["shape_before_cropping"] = data.shape[1:]
         data, seg, properties["bbox_used_for_cropping"] = crop_to_nonzero(data, seg)
         properties["shape_after_cropping_and_before_resampling"] = data.shape[1:]
-        target = configuration_manager.spacing
+        target = list(configuration_manager.spacing)
+        target = [*spacing[: len(spacing) - len(target)], *target]  # slices of a 2d configuration keep their distance
         shape = compute_new_shape(data.shape[1:], spacing, target)
 
         data = data.astype(np.float32)
         intensities = plans_manager.foreground_intensity_properties_per_channel
         data = self._normalize(data, seg, configuration_manager, intensities)
         data = configuration_manager.resampling_fn_data(data, shape, spacing, target)
-        seg = _resampled_seg(seg, shape, spacing, configuration_manager)
+        seg = _resampled_seg(seg, shape, spacing, target, configuration_manager)
 
         manager = plans_manager.get_label_manager(dataset_json)
         wanted = manager.foreground_regions if manager.has_regions else manager.foreground_labels
@@ -175,14 +176,14 @@ class LeanPreprocessor(DefaultPreprocessor):  # type: ignore[misc]
         return data, seg.astype(np.int8), properties
 
 
-def _resampled_seg(seg: Array, shape: Any, spacing: Any, configuration_manager: Any) -> Array:
+def _resampled_seg(seg: Array, shape: Any, spacing: Any, target: Any, configuration_manager: Any) -> Array:
     settings = configuration_manager.configuration
     options = settings["resampling_fn_seg_kwargs"]
     plain = options.get("force_separate_z") is False and not options.get("memefficient_seg_resampling")
     if settings["resampling_fn_seg"] == "resample_torch_fornnunet" and plain:
         return resampled_labels(seg, shape)
     function = configuration_manager.resampling_fn_seg
-    resampled: Array = function(np.ascontiguousarray(seg), shape, spacing, configuration_manager.spacing)
+    resampled: Array = function(np.ascontiguousarray(seg), shape, spacing, target)
     return resampled
 
 

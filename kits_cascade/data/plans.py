@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,15 +13,16 @@ from typing import Any, Final
 from kits_cascade.data.datasets import SPLITS_FILE, RawDataset, StageSelection, check_id, open_dataset, select_stages
 from kits_cascade.data.derive_case import file_signature
 from kits_cascade.data.presets import Preset, apply_preset, load_preset
+from kits_cascade.data.splits import split_source
 from kits_cascade.errors import DatasetError
 from kits_cascade.files import digest, link_or_copy, read_json, sweep_temporary, write_json
 from kits_cascade.nnunet_folders import NnunetFolders
 from kits_cascade.parallel import Outcome, Progress, run_cases
-from kits_cascade.stages import FINE_SPACING_MM, Stage
+from kits_cascade.stages import FINE_SPACING_MM, SOURCE_STAGE, STAGES, Stage
 
 _STATE_FILE: Final = "kits_cascade_plan.json"
 _SMALL_BYTES: Final = 64 << 20  # less work than starting processes, each of which imports torch
-_REMEDY: Final = "make it with: kits-cascade derive-stages"
+_REMEDY: Final = "make it with: kits-cascade derive-stages (dataset 220: kits-cascade convert DIR)"
 
 StageProgress = Callable[[str, int, int, str], None]  # what is being done, finished, total, case
 # Raises where a configuration's network cannot be built; the second argument says where it stands.
@@ -72,6 +73,7 @@ def plan_stages(
     preset: str = "default",
     gpu_memory_gb: int | None = None,
     stages: StageSelection | None = None,
+    known: Sequence[Stage] = STAGES,
     jobs: int | None = None,
     verify: bool = True,
     preprocess: bool = True,
@@ -80,13 +82,16 @@ def plan_stages(
 ) -> PlanReport:
     """Plan and preprocess the stages, so that ``nnUNetv2_train`` can be run. What is done and unchanged is kept.
 
-    ``check`` sees the configurations of the preset before anything is written; see ``training.architecture``.
+    ``known`` are the stages of the system (the cascade's by default), of which ``stages`` chooses. ``check`` sees the
+    configurations of the preset before anything is written; see ``training.architecture``.
     """
-    chosen = select_stages(stages)
+    chosen = select_stages(stages, known)
     loaded = load_preset(preset, gpu_memory_gb)
     for stage in chosen:
         check_id(folders, stage)
     raws = {stage.key: open_dataset(folders.raw, stage.dataset_id, _REMEDY) for stage in chosen}
+    if SOURCE_STAGE.key in raws:
+        split_source(folders, raws[SOURCE_STAGE.key])
     folders.export()
     report = PlanReport()
     for stage in chosen:
@@ -185,7 +190,8 @@ def _plain(content: Any) -> Any:
 
 def _plan(work: _Work, folders: NnunetFolders, report: PlanReport, check: NetworkCheck | None) -> None:
     """nnU-Net's planner, and the preset laid over its plans."""
-    mark = digest([work.state["data"], work.preset.planner, work.preset.gpu_memory_gb, dict(work.preset.stages)])
+    basis = [work.state["data"], work.preset.planner, work.preset.gpu_memory_gb, dict(work.preset.stages)]
+    mark = digest(basis if work.preset.training is None else [*basis, dict(work.preset.training)])
     plans_marks = work.state.setdefault("plans", {})
     if plans_marks.get(work.preset.plans_name) == mark and work.plans_file.is_file():
         return

@@ -11,11 +11,17 @@ from typing import Any, Final
 
 from kits_cascade.errors import UsageError
 from kits_cascade.files import read_json
-from kits_cascade.stages import PLANS_NAME, STAGE_BY_KEY
+from kits_cascade.stages import PLANS_NAME, SOURCE_STAGE, STAGE_BY_KEY
 
 GPU_MEMORY_GB: Final = (8, 24, 40)
 PLANNERS: Final = ("ExperimentPlanner", "nnUNetPlannerResEncM", "nnUNetPlannerResEncL", "nnUNetPlannerResEncXL")
-CONFIGURATIONS: Final = ("3d_lowres", "3d_fullres")
+CONFIGURATIONS: Final = ("2d", "3d_lowres", "3d_fullres")
+NORMALIZATIONS: Final = (
+    "CTNormalization",
+    "ZScoreNormalization",
+    "RescaleTo01Normalization",
+    "NoNormalization",
+)
 
 
 def preset_folder() -> Path:
@@ -37,6 +43,7 @@ class Preset:
     gpu_memory_gb: float
     stages: Mapping[str, Mapping[str, Mapping[str, Any]]]  # stage -> configuration -> values
     intensities: Mapping[str, float] | None = None  # of the CT, instead of the fingerprint's
+    training: Mapping[str, Any] | None = None  # options of the trainers: the plans' entry kits_cascade
 
 
 def preset_path(name: str, gpu_memory_gb: int | None = None) -> Path:
@@ -85,7 +92,7 @@ class _Checker:
         return UsageError(f"{self.path}: {place}: {text}")
 
     def preset(self, content: Any) -> Preset:
-        known = {"title", "made_by", "planner", "plans_name", "gpu_memory_gb", "stages", "intensities"}
+        known = {"title", "made_by", "planner", "plans_name", "gpu_memory_gb", "stages", "intensities", "training"}
         self.mapping("preset", content, known, needed={"stages"})
         planner = content.get("planner", PLANNERS[0])
         if planner not in PLANNERS:
@@ -93,11 +100,11 @@ class _Checker:
         memory = content.get("gpu_memory_gb", GPU_MEMORY_GB[0])
         if not _number(memory) or memory <= 0:
             raise self.fail("gpu_memory_gb", f"{memory!r} is not a size in GB")
-        self.mapping("stages", content["stages"], set(STAGE_BY_KEY))
+        self.mapping("stages", content["stages"], {SOURCE_STAGE.key, *STAGE_BY_KEY})
         for stage, configurations in content["stages"].items():
             self.mapping(f"stages.{stage}", configurations, set(CONFIGURATIONS))
             for name, values in configurations.items():
-                self.configuration(f"stages.{stage}.{name}", values)
+                self.configuration(f"stages.{stage}.{name}", values, 2 if name == "2d" else 3)
         plans_name = content.get("plans_name", PLANS_NAME)
         if not isinstance(plans_name, str) or not plans_name.replace("_", "").isalnum():
             raise self.fail("plans_name", f"{plans_name!r} is not a plain name")
@@ -107,7 +114,16 @@ class _Checker:
             wrong = [name for name in _INTENSITIES if not _number(intensities[name])]
             if wrong:
                 raise self.fail(f"intensities.{wrong[0]}", f"{intensities[wrong[0]]!r} is not a number")
-        return Preset(self.path.stem, planner, plans_name, float(memory), content["stages"], intensities)
+        return Preset(
+            self.path.stem, planner, plans_name, float(memory), content["stages"], intensities, self.training(content)
+        )
+
+    def training(self, content: Any) -> Mapping[str, Any] | None:
+        """What it means is the trainers' business; here it must only be an object."""
+        options = content.get("training")
+        if options is not None and not isinstance(options, dict):
+            raise self.fail("training", f"{options!r} is not an object")
+        return options
 
     def mapping(self, place: str, value: Any, known: set[str], needed: set[str] = frozenset()) -> None:  # type: ignore[assignment]
         if not isinstance(value, dict):
@@ -118,12 +134,16 @@ class _Checker:
         if missing:
             raise self.fail(place, f"{', '.join(sorted(missing))} is missing")
 
-    def configuration(self, place: str, values: Any) -> None:
+    def configuration(self, place: str, values: Any, axes: int) -> None:
         self.mapping(place, values, set(_VALUES))
         for key, value in values.items():
             check, wanted = _VALUES[key]
             if not check(value):
                 raise self.fail(f"{place}.{key}", f"{value!r} is not {wanted}")
+            if key in ("spacing", "patch_size") and len(value) != axes:
+                raise self.fail(
+                    f"{place}.{key}", f"{value!r} has {len(value)} values; this configuration has {axes} axes"
+                )
         if "architecture" in values:
             self.mapping(
                 f"{place}.architecture",
@@ -136,8 +156,8 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _three(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and len(value) == 3 and all(kind(v) and v > 0 for v in value)
+def _sizes(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and len(value) in (2, 3) and all(kind(v) and v > 0 for v in value)
 
 
 def _whole(value: Any) -> bool:
@@ -155,11 +175,15 @@ def _resampling(value: Any) -> bool:
 _INTENSITIES: Final = ("mean", "median", "std", "min", "max", "percentile_00_5", "percentile_99_5")
 _RESAMPLING: Final = ("resample_data_or_seg_to_shape", "resample_torch_fornnunet", "no_resampling_hack")
 _VALUES: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
-    "spacing": (_three(_number), "three sizes in mm above zero, in the order z, y, x"),
-    "patch_size": (_three(_whole), "three whole numbers above zero, in the order z, y, x"),
+    "spacing": (_sizes(_number), "three sizes in mm above zero, in the order z, y, x (2d: two, y, x)"),
+    "patch_size": (_sizes(_whole), "three whole numbers above zero, in the order z, y, x (2d: two, y, x)"),
     "batch_size": (_whole, "a whole number above zero"),
     "batch_dice": (lambda value: isinstance(value, bool), "true or false"),
     "architecture": (_dict, "an object"),
+    "normalization_schemes": (
+        lambda value: isinstance(value, list) and bool(value) and all(name in NORMALIZATIONS for name in value),
+        f"a list of {', '.join(NORMALIZATIONS)}, one for each channel",
+    ),
     **{
         f"resampling_fn_{what}": (_resampling, f"one of {', '.join(_RESAMPLING)}")
         for what in ("data", "seg", "probabilities")
@@ -176,6 +200,8 @@ def apply_preset(plans: dict[str, Any], preset: Preset, stage: str) -> dict[str,
     configurations.pop("3d_cascade_fullres", None)
     for name in CONFIGURATIONS:
         configurations.get(name, {}).pop("next_stage", None)
+    if preset.training is not None:
+        result["kits_cascade"] = dict(preset.training)
     for name, values in preset.stages.get(stage, {}).items():
         base = deepcopy(configurations.get(name) or configurations["3d_fullres"])
         if name not in configurations:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kits_cascade import labels as kits
+from kits_cascade.data.datasets import CONVERSION_FILE
 from kits_cascade.data.source_case import identity
 from kits_cascade.errors import DatasetError
 from kits_cascade.files import read_json, sweep_temporary, write_json
@@ -15,7 +16,6 @@ from kits_cascade.nnunet_folders import folders_with_id
 from kits_cascade.stages import READER, SOURCE_CLASS_ORDER, SOURCE_LABELS, SOURCE_NAME, dataset_name
 from kits_cascade.volumes.kits import KitsCase
 
-CONVERSION_FILE: Final = "conversion.json"
 FILE_ENDING: Final = ".nii.gz"
 _SAVE_SECONDS: Final = 2.0
 

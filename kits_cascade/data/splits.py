@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
-from kits_cascade.data.datasets import ROI_FILE, SPLITS_FILE, RawDataset
+from kits_cascade.data.datasets import CONVERSION_FILE, ROI_FILE, SPLITS_FILE, RawDataset
 from kits_cascade.errors import DatasetError
 from kits_cascade.files import read_json, sweep_temporary, write_json
+from kits_cascade.labels import CYST, TUMOR
 from kits_cascade.nnunet_folders import NnunetFolders, folders_with_id
 from kits_cascade.stages import STAGES, Stage
+from kits_cascade.volumes.kits import contrast_phase
 
 FOLDS: Final = 5
 
@@ -98,6 +101,27 @@ def share_splits(
     if kept is None or splits is kept:
         return path, []
     return path, ["the cases have changed, so the split was made anew; models trained on the old one no longer fit it"]
+
+
+def split_source(folders: NnunetFolders, source: RawDataset, seed: int = 0) -> None:
+    """The split of the source alone, where none is there yet: as derive-stages would make it of the same cases."""
+    if read_splits(source.folder / SPLITS_FILE) is None:
+        facts = read_json(source.folder / CONVERSION_FILE)["cases"] if has_facts(source.folder) else {}
+        traits = {name: _traits_of(name, facts.get(name)) for name in source.cases()}
+        share_splits(folders, source, (), traits, seed)
+
+
+def has_facts(folder: Path) -> bool:
+    """Whether convert has left what it knows of each case."""
+    return (folder / CONVERSION_FILE).is_file()
+
+
+def _traits_of(name: str, facts: Mapping[str, Any] | None) -> CaseTraits:
+    load = 0.0
+    if facts is not None:
+        voxels = sum(facts["label_voxels"].get(str(label), 0) for label in (TUMOR, CYST))
+        load = voxels * math.prod(facts["spacing"])
+    return CaseTraits(contrast_phase(name) or "unknown", load)
 
 
 def _split_folders(folders: NnunetFolders, source: RawDataset, stages: Iterable[Stage]) -> list[Path]:

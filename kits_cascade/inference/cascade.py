@@ -14,7 +14,15 @@ import numpy as np
 from kits_cascade.errors import CaseError, UsageError
 from kits_cascade.inference.certainty import certainty_map
 from kits_cascade.inference.measure import body_midline, measure_lesions, volumes_ml
-from kits_cascade.inference.pipeline import CascadeOptions, CascadeResult, Predictors, Report, run_cascade
+from kits_cascade.inference.pipeline import (
+    CascadeOptions,
+    CascadeResult,
+    Predictors,
+    Report,
+    WholePredictor,
+    run_cascade,
+    run_whole,
+)
 from kits_cascade.inference.plausibility import check_input, check_labels, refusal
 from kits_cascade.inference.plausibility_facts import ImageFacts
 from kits_cascade.inference.plausibility_finding import Finding, Verdict, verdict_of
@@ -23,7 +31,7 @@ from kits_cascade.volumes.find import InputCase, find_inputs
 from kits_cascade.volumes.volume import Array, Spacing, Volume, to_stored, volume_from_array, volume_from_stored
 
 if TYPE_CHECKING:
-    from kits_cascade.models.network import CascadeModels
+    from kits_cascade.models.network import Models
 
 __all__ = ["Cascade", "CascadeOptions", "Prediction", "Speed"]
 
@@ -106,13 +114,13 @@ class Cascade:
 
     def __init__(
         self,
-        models: Path | str | CascadeModels | None = None,
+        models: Path | str | Models | None = None,
         *,
         folds: Sequence[int | str] | None = None,
         device: str = "auto",
         options: CascadeOptions | None = None,
         speed: Speed | None = None,
-        predictors: Predictors | None = None,
+        predictors: Predictors | WholePredictor | None = None,
         choose: Mapping[str, str] | None = None,
         accept_values: bool = False,
     ) -> None:
@@ -124,7 +132,7 @@ class Cascade:
         self.accept_values = accept_values
         self.options = options or CascadeOptions()
         self.speed = speed or Speed()
-        self.models: CascadeModels | None = None
+        self.models: Models | None = None
         if predictors is None:
             self.models = _resolved(models, folds, choose)
             predictors = load_networks(self.models, device, self.speed, self.options)
@@ -153,28 +161,36 @@ class Cascade:
         elif reason and not self.accept_values:
             raise CaseError(loaded.case.name, reason)
         else:
-            result = run_cascade(volume.array, volume.spacing, self.predictors, self.options, report)
+            result = self._networks_answer(volume, report)
             result.seconds["plausibility"] = seconds
         result.facts, result.findings = facts, findings
         return result
 
+    def _networks_answer(self, volume: Volume, report: Report) -> CascadeResult:
+        if hasattr(self.predictors, "whole"):
+            one = cast("WholePredictor", self.predictors)
+            return run_whole(volume.array, volume.spacing, one, self.options, report)
+        return run_cascade(volume.array, volume.spacing, cast("Predictors", self.predictors), self.options, report)
+
 
 def _resolved(
-    models: Path | str | CascadeModels | None, folds: Sequence[int | str] | None, choose: Mapping[str, str] | None
-) -> CascadeModels:
+    models: Path | str | Models | None, folds: Sequence[int | str] | None, choose: Mapping[str, str] | None
+) -> Models:
     from kits_cascade.models.choose import resolve_models
-    from kits_cascade.models.network import CascadeModels
 
-    if isinstance(models, CascadeModels):
+    if models is not None and not isinstance(models, (str, Path)):
         return models
     return resolve_models(None if models is None else Path(models), folds=folds, choose=choose)
 
 
-def load_networks(models: CascadeModels, device: str, speed: Speed, options: CascadeOptions) -> Predictors:
-    """The networks, ready to predict."""
-    from kits_cascade.inference.nnunet.predictors import NnunetPredictors
+def load_networks(models: Models, device: str, speed: Speed, options: CascadeOptions) -> Any:
+    """The networks, ready to predict: Predictors of a cascade, or a WholePredictor."""
+    from kits_cascade.inference.nnunet.predictors import NnunetPredictors, WholePredictor
     from kits_cascade.inference.nnunet.tiles import TileOptions
+    from kits_cascade.models.network import SingleModel
 
+    if isinstance(models, SingleModel):
+        return WholePredictor(models.model, device, TileOptions(speed.tile_step, speed.tta, skip_beyond_mm=None))
     networks = NnunetPredictors(
         models,
         device,
@@ -183,7 +199,7 @@ def load_networks(models: CascadeModels, device: str, speed: Speed, options: Cas
         kidney=TileOptions(speed.tile_step, speed.tta, speed.kidney_skip_beyond_mm),
     )
     networks.keep_probabilities = options.save_probabilities
-    return cast("Predictors", networks)
+    return networks
 
 
 def as_loaded(image: Any, spacing: Spacing | None = None) -> LoadedCase:

@@ -259,6 +259,39 @@ class _Run:
         self.result.notes.extend(done.notes)
 
 
+class WholePredictor(Protocol):
+    """A network that sees the whole scan."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time spent, by kind of work."""
+
+    def whole(self, image: Array, spacing: Spacing) -> Array:
+        """KiTS labels, at the voxels of the image."""
+
+
+def run_whole(
+    image: Array,
+    spacing: Spacing,
+    predictor: WholePredictor,
+    options: CascadeOptions | None = None,
+    report: Report = lambda _: None,
+) -> CascadeResult:
+    """Segment one canonical CT volume with one network."""
+    options, start = options or CascadeOptions(), time.perf_counter()
+    report("network")
+    labels = predictor.whole(image, spacing)
+    result = CascadeResult(labels, seconds={"whole": time.perf_counter() - start})
+    around = Box.around(labels)
+    result.boxes = result.crops = [] if around is None else [around]
+    if options.keep_stages:
+        result.unprocessed = labels.copy()
+    if options.postprocess is not None:
+        done = postprocess(labels, spacing, options.postprocess)
+        result.labels, result.notes = done.labels, list(done.notes)
+    return result
+
+
 def run_cascade(
     image: Array,
     spacing: Spacing,

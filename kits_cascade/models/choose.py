@@ -16,6 +16,7 @@ from kits_cascade.models.network import (
     TUMOR,
     CascadeModels,
     Fold,
+    SingleModel,
     StageModel,
     describe_network,
     group_masses,
@@ -84,6 +85,20 @@ def _anything_trained(results: Path | None) -> bool:
     return any(
         any(folder.glob("*__*__*/fold_*/*.pth")) for s in STAGES for folder in folders_with_id(root, s.dataset_id)
     )
+
+
+def resolve_single(
+    stage: Stage,
+    *,
+    folds: Sequence[Fold] | None = None,
+    pattern: str | None = None,
+    checkpoint: str | None = None,
+    results: Path | None = None,
+) -> SingleModel:
+    """The trained network of a system with one stage, in nnU-Net's results folder."""
+    root = results or _results_folder()
+    pattern = pattern or f"*__{stage.configuration}"
+    return SingleModel(_stage_models(root, stage, stage.dataset_id, folds, pattern, checkpoint)[0])
 
 
 def _results_folder() -> Path:

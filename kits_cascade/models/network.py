@@ -79,6 +79,27 @@ class CascadeModels:
         return [describe_network(model) for model in self.all]
 
 
+@dataclass(frozen=True)
+class SingleModel:
+    """The one network of a system that sees the whole scan."""
+
+    model: StageModel
+    checksums: Mapping[Path, str] = field(default_factory=dict)
+    notice: str = ""
+
+    @property
+    def all(self) -> tuple[StageModel, ...]:
+        """As the cascade's networks are listed."""
+        return (self.model,)
+
+    def summary(self) -> list[str]:
+        """One line, for the user to see the choice."""
+        return [describe_network(self.model)]
+
+
+Models = CascadeModels | SingleModel
+
+
 def describe_network(model: StageModel) -> str:
     """In one line: stage, folder and folds."""
     return f"{model.key}: {model.dataset}/{model.name}, folds {' '.join(map(str, model.folds))}"
@@ -128,7 +149,7 @@ def with_folds(model: StageModel, folds: Sequence[Fold] | None) -> StageModel:
     return replace(model, folds=wanted)
 
 
-def describe_networks(models: CascadeModels) -> list[dict[str, Any]]:
+def describe_networks(models: Models) -> list[dict[str, Any]]:
     """For run.json: every network with the checksums of its files, which must be those of the bundle it is from."""
     return [
         {

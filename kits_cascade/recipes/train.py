@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, Literal
@@ -39,7 +39,8 @@ from kits_cascade.recipes.steps import (
     on_device,
     run_command,
 )
-from kits_cascade.stages import PLANS_NAME, ROI_MARGIN_MM, SOURCE_ID, STAGE_BY_KEY, Stage
+from kits_cascade.stages import PLANS_NAME, ROI_MARGIN_MM, SOURCE_ID, SOURCE_STAGE, STAGE_BY_KEY, Stage
+from kits_cascade.systems import CASCADE, System
 
 Progress = Callable[[int, int, str], None]
 Oof = Literal["auto", "require", "never"]
@@ -73,6 +74,7 @@ class Recipe:
     margin_mm: float
     oof: Oof
     overwrite: bool
+    system: System = CASCADE
 
     def model(self, stage: Stage, trainer: str) -> Path:
         """nnU-Net's folder of a trained model."""
@@ -89,9 +91,10 @@ def train(
     folds: Sequence[Fold] = (0, 1, 2, 3, 4),
     trainers: Mapping[str, str | Sequence[str]] | None = None,
     devices: Sequence[str] = ("cuda",),
-    preset: str = "default",
+    preset: str | None = None,
     gpu_memory_gb: int | None = None,
     stages: StageSelection | None = None,
+    system: System = CASCADE,
     source_id: int = SOURCE_ID,
     margin_mm: float = ROI_MARGIN_MM,
     oof: Oof = "auto",
@@ -104,11 +107,13 @@ def train(
 
     ``oof`` says where the ROI of 222 and 223 and the kidney channel of 223 come from: ``auto`` takes out-of-fold
     predictions where all cases have one and says so where not, ``require`` makes that an error, ``never`` takes labels.
+    The preset is the system's own unless another is named.
     """
+    preset = preset or system.preset
     recipe = Recipe(
         folders,
-        select_stages(stages),
-        _trainers(trainers),
+        _select(system, stages, source_id),
+        _trainers(trainers, system.stages),
         check_folds(folds),
         check_devices(devices),
         preset,
@@ -118,6 +123,7 @@ def train(
         margin_mm,
         oof,
         overwrite,
+        system,
     )
     if oof not in OOF_CHOICES:
         raise UsageError(f"oof is '{oof}'; it takes {', '.join(OOF_CHOICES)}")
@@ -129,13 +135,18 @@ def train(
     return report
 
 
-def _trainers(given: Mapping[str, str | Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
-    result: dict[str, tuple[str, ...]] = {key: (stage.trainer,) for key, stage in STAGE_BY_KEY.items()}
+def _select(system: System, stages: StageSelection | None, source_id: int) -> tuple[Stage, ...]:
+    chosen = select_stages(stages, system.stages)
+    return tuple(replace(s, dataset_id=source_id) if s.key == SOURCE_STAGE.key else s for s in chosen)
+
+
+def _trainers(given: Mapping[str, str | Sequence[str]] | None, stages: Sequence[Stage]) -> dict[str, tuple[str, ...]]:
+    result: dict[str, tuple[str, ...]] = {stage.key: (stage.trainer,) for stage in stages}
     for key, names in (given or {}).items():
         chosen = (names,) if isinstance(names, str) else tuple(names)
-        if key not in STAGE_BY_KEY or not chosen or not all(chosen):
+        if key not in result or not chosen or not all(chosen):
             raise UsageError(
-                f"trainers are given for {', '.join(STAGE_BY_KEY)}, such as masses=TumorTrainer, not {key}={names}"
+                f"trainers are given for {', '.join(result)}, such as masses=TumorTrainer, not {key}={names}"
             )
         result[key] = chosen
     return result
@@ -156,11 +167,15 @@ class _Walk:
     @property
     def total(self) -> int:
         folds = len(self.recipe.folds)
-        return sum(2 + folds * len(self.recipe.trainers[stage.key]) for stage in self.recipe.stages)
+        return sum(
+            1 + (stage.key != SOURCE_STAGE.key) + folds * len(self.recipe.trainers[stage.key])
+            for stage in self.recipe.stages
+        )
 
     def stage(self, stage: Stage) -> None:
-        """Derive, plan and train one stage."""
-        self.one(self._derive(stage))
+        """Derive (all but the source dataset), plan and train one stage."""
+        if stage.key != SOURCE_STAGE.key:
+            self.one(self._derive(stage))
         self.one(self._plan(stage))
         steps = [step for trainer in self.recipe.trainers[stage.key] for step in self._folds(stage, trainer)]
         self._on_all_devices(steps)
@@ -206,6 +221,8 @@ class _Walk:
 
     def _plan(self, stage: Stage) -> Step:
         argv = ["kits-cascade", "plan", "--stages", f"{stage.key}={stage.dataset_id}", "--preset", self.recipe.preset]
+        if self.recipe.system is not CASCADE:
+            argv += ["--system", self.recipe.system.name]
         if self.recipe.gpu_memory_gb is not None:
             argv += ["--gpu-memory", str(self.recipe.gpu_memory_gb)]
         return Step(f"{stage.dataset}: plan and preprocess", tuple(argv))

@@ -9,7 +9,7 @@ from pathlib import Path
 from kits_cascade.errors import UsageError
 from kits_cascade.inference.cascade import Cascade, CascadeOptions, Speed
 from kits_cascade.models.choose import resolve_models
-from kits_cascade.models.network import CascadeModels, describe_networks
+from kits_cascade.models.network import Models, describe_networks
 from kits_cascade.runs.dicom_results import with_dicom_sources
 from kits_cascade.runs.manifest import RunManifest
 from kits_cascade.runs.runner import Listener, Runner, Summary, part_of
@@ -19,7 +19,7 @@ from kits_cascade.volumes.find import InputCase, find_inputs
 def predict_folder(
     source: Path,
     out: Path,
-    models: CascadeModels | Path | None = None,
+    models: Models | Path | None = None,
     *,
     folds: Sequence[int | str] | None = None,
     choose: Mapping[str, str] | None = None,
@@ -32,7 +32,7 @@ def predict_folder(
     listener: Listener | None = None,
 ) -> Summary:
     """Segment every case in ``source`` into ``out``; see the command's help for the options."""
-    if not isinstance(models, CascadeModels):
+    if models is None or isinstance(models, Path):
         models = resolve_models(models, folds=folds, choose=choose)
     return predict_cases(
         part_of(find_inputs(source), part),
@@ -51,7 +51,7 @@ def predict_folder(
 def predict_cases(
     cases: Sequence[InputCase],
     out: Path,
-    models: CascadeModels,
+    models: Models,
     *,
     device: str,
     options: CascadeOptions,

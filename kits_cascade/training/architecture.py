@@ -1,7 +1,7 @@
 """The network that a plan names, built.
 
 nnU-Net builds its own networks and those of this package, and calls their arguments ``input_channels``, ``num_classes``
-and ``deep_supervision``; MONAI's take ``in_channels`` and ``out_channels``. Only nnU-Net's answer at several resolutions.
+and ``deep_supervision``; MONAI's take ``in_channels`` and ``out_channels``. nnU-Net's alone have several outputs.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from kits_cascade.inference.certainty import Certainty
 from kits_cascade.inference.nnunet.stage import Prepared, StageNetwork
 from kits_cascade.inference.nnunet.tiles import TileOptions
 from kits_cascade.inference.roi import FineGrid
-from kits_cascade.models.network import CascadeModels
+from kits_cascade.models.network import CascadeModels, StageModel
 from kits_cascade.training.devices import choose_device
 from kits_cascade.volumes.geometry import Box
 from kits_cascade.volumes.volume import Array, Spacing
@@ -115,6 +115,21 @@ class NnunetPredictors:
     def region(self, image: Array, spacing: Spacing, box: Box) -> Roi:
         """A region of interest for the fine stages."""
         return Roi(self, image, spacing)
+
+
+class WholePredictor:
+    """One network for the whole scan; it answers with KiTS labels, as its dataset has them."""
+
+    def __init__(self, model: StageModel, device: str = "auto", tiles: TileOptions | None = None) -> None:
+        self.device = choose_device(device)
+        self.stage = StageNetwork(model, self.device, tiles or TileOptions())
+        self.seconds: dict[str, float] = {}
+
+    def whole(self, image: Array, spacing: Spacing) -> Array:
+        """KiTS labels at the voxels of the image."""
+        prepared = self.stage.prepare([np.ascontiguousarray(image)], spacing, {})
+        logits = self.stage.logits(prepared, None)
+        return self.stage.labels(self.stage.resampled_logits(logits, prepared), prepared)
 
 
 def _uncropped(mask: Array, prepared: Prepared) -> Array:
