@@ -184,12 +184,8 @@ def _chosen_options(
     from kits_cascade.inference.postprocess import PostprocessOptions
 
     options, speed = (CascadeOptions(), Speed()) if file is None else read_options(file)
-    given = {"margin_mm": margin_mm, "on_empty": on_empty}
-    given |= {
-        "save_probabilities": save_probabilities or None,
-        "keep_stages": keep_stages or None,
-        "dicom": dicom or None,
-    }
+    given: dict[str, Any] = {"margin_mm": margin_mm, "on_empty": on_empty, "dicom": dicom or None}
+    given |= {"save_probabilities": save_probabilities or None, "keep_stages": keep_stages or None}
     options = replace(options, **{name: value for name, value in given.items() if value is not None})
     if postprocess is not None:
         options = replace(options, postprocess=(options.postprocess or PostprocessOptions()) if postprocess else None)
