@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -47,6 +49,13 @@ def write_text(target: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(target: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table atomically, its header as the first row; the same rows give the same bytes everywhere."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(target, text.getvalue())
 
 
 def write_json(target: Path, content: Any) -> None:
@@ -119,13 +128,17 @@ def _made(link: Callable[[Path], None], source: Path) -> bool:
     return True
 
 
-def sha256(path: Path) -> str:
-    """Checksum of a file."""
-    mark = hashlib.sha256()
+def checksum(path: Path, mark: Any) -> str:
+    """Of a file, by one of hashlib's objects, which may have seen something before."""
     with path.open("rb") as stream:
         for chunk in iter(lambda: stream.read(1 << 20), b""):
             mark.update(chunk)
-    return mark.hexdigest()
+    return str(mark.hexdigest())
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file."""
+    return checksum(path, hashlib.sha256())
 
 
 def digest(content: Any) -> str:

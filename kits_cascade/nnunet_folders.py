@@ -27,17 +27,18 @@ class NnunetFolders:
             os.environ[variable] = str(folder)
 
 
-def open_folders(nnunet_dir: Path | None = None, needed: tuple[str, ...] = VARIABLES) -> NnunetFolders:
+def open_folders(
+    nnunet_dir: Path | None = None, needed: tuple[str, ...] = VARIABLES, *, make: bool = True
+) -> NnunetFolders:
     """The three folders, from ``nnunet_dir`` (which gets them as subfolders) or from nnU-Net's variables.
 
     A variable in ``needed`` that is not set is an error that says how to set it. The variables are exported, since
-    nnU-Net reads nothing else.
+    nnU-Net reads nothing else. What is needed and not there yet is made, unless the command only reads.
     """
     if nnunet_dir is not None:
         root = nnunet_dir.expanduser().resolve()
         folders = NnunetFolders(*(root / name for name in VARIABLES))
-        for folder in (folders.raw, folders.preprocessed, folders.results):
-            folder.mkdir(parents=True, exist_ok=True)
+        _make(folders.raw, folders.preprocessed, folders.results)
         folders.export()
         return folders
     missing = [name for name in needed if not os.environ.get(name)]
@@ -48,7 +49,18 @@ def open_folders(nnunet_dir: Path | None = None, needed: tuple[str, ...] = VARIA
         )
     # A folder that the command does not need may be unset; it then points to where nothing is, and is never exported.
     values = {name: os.environ.get(name) or f"{name}-is-not-set" for name in VARIABLES}
+    if make:
+        _make(*(Path(values[name]).expanduser() for name in needed))
     return NnunetFolders(*(Path(values[name]).expanduser() for name in VARIABLES))
+
+
+def _make(*folders: Path) -> None:
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise EnvironmentNotReadyError(f"{folder} cannot be made ({reason}); choose another") from error
 
 
 def folders_with_id(root: Path, dataset_id: int) -> list[Path]:

@@ -13,22 +13,23 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     MofNCompleteColumn,
-    Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.progress import Progress as Bar
+
+from kits_cascade.parallel import Progress
 
 if TYPE_CHECKING:
     from kits_cascade.data.transfer import Meter
 
 _LINE_SECONDS: Final = 5.0
-Callback = Callable[[int, int, str], None]
 
 
 @contextmanager
-def progress_bar(title: str, quiet: bool = False) -> Iterator[Callback]:
+def progress_bar(title: str, quiet: bool = False) -> Iterator[Progress]:
     """A callback (done, total, what) that draws a bar with the time left; in a log file it writes a line a step."""
     console = Console(stderr=True, quiet=quiet, highlight=False)
     if not console.is_terminal:
@@ -42,7 +43,7 @@ def progress_bar(title: str, quiet: bool = False) -> Iterator[Callback]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[what]}"),
     )
-    with Progress(*columns, console=console) as progress:
+    with Bar(*columns, console=console) as progress:
         task = progress.add_task(title, total=None, what="")
         yield lambda done, total, what: progress.update(task, completed=done, total=total, what=what)
 
@@ -62,7 +63,7 @@ def transfer_bar(title: str) -> Iterator[Callable[[Meter], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with Bar(*columns, console=console) as progress:
         task = progress.add_task(title, total=None, files="")
         yield lambda meter: progress.update(
             task, completed=meter.done, total=meter.total, files=f"{meter.files_done}/{meter.files} files"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kits_cascade.cli.root import errors
+from kits_cascade.words import some
 
 if TYPE_CHECKING:
     from kits_cascade.evaluation.pairs import Finding
@@ -17,8 +18,8 @@ def print_findings(findings: tuple[Finding, ...]) -> None:
     for kind, word in (("missing", "without a prediction"), ("extra", "without a truth")):
         names = [finding.case for finding in findings if finding.kind == kind]
         if names:
-            more = f" and {len(names) - _MOST_NAMED} more (see evaluation.json)" if len(names) > _MOST_NAMED else ""
-            errors.print(f"{kind}: {len(names)} {word}: {', '.join(names[:_MOST_NAMED])}{more}", markup=False)
+            where = " (see evaluation.json)" if len(names) > _MOST_NAMED else ""
+            errors.print(f"{kind}: {len(names)} {word}: {some(names, _MOST_NAMED)}{where}", markup=False)
     for finding in findings:
         if finding.kind == "error":
             errors.print("not scored:", str(finding), style="bold red", markup=False)

@@ -92,7 +92,7 @@ def export(
         choose=parse_choices(model),
         checkpoint=checkpoint,
         dataset_ids=parse_ids(ids),
-        results=open_folders(nnunet_dir, needed=("nnUNet_results",)).results,
+        results=open_folders(nnunet_dir, needed=("nnUNet_results",), make=False).results,
         shipped=False,
     )
     about = About(licence=licence, trained_on=trained_on)

@@ -11,6 +11,7 @@ from kits_cascade.errors import DatasetError, UsageError
 from kits_cascade.files import read_json
 from kits_cascade.nnunet_folders import NnunetFolders, folders_with_id
 from kits_cascade.stages import SOURCE_STAGE, STAGES, Stage
+from kits_cascade.words import some
 
 ROI_FILE: Final = "roi.json"  # in each stage's raw folder: every case's box; also the sign that the folder is ours
 CONVERSION_FILE: Final = "conversion.json"  # in the source's raw folder: what convert knows of each case
@@ -116,9 +117,9 @@ def find_predictions(
     found = {case: _prediction(folder, case, ending, fold_of) for case in cases}
     missing = [case for case, path in found.items() if path is None]
     if missing:
-        shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
         raise DatasetError(
-            f"{folder} has no prediction for {len(missing)} of {len(found)} cases: {shown}. Predict them (or train the "
+            f"{folder} has no prediction for {len(missing)} of {len(found)} cases: {some(missing, 10)}. "
+            "Predict them (or train the "
             "folds that are missing), or derive without predictions: the labels are used then"
         )
     return {case: path for case, path in found.items() if path is not None}

@@ -22,7 +22,7 @@ from kits_cascade.data.datasets import (
     open_dataset,
     select_stages,
 )
-from kits_cascade.data.derive_case import JITTER_MM, CaseTask, DeriveOptions, case_files, derive_case, file_signature
+from kits_cascade.data.derive_case import JITTER_MM, CaseTask, DeriveOptions, case_files, derive_case
 from kits_cascade.data.splits import CaseTraits, out_of_fold, read_splits, share_splits
 from kits_cascade.errors import DatasetError, UsageError
 from kits_cascade.files import read_json, sweep_temporary, write_json
@@ -296,8 +296,3 @@ def _traits(targets: Iterable[_Target]) -> dict[str, CaseTraits]:
         for target in targets
         for name, record in target.records.items()
     }
-
-
-def derived_state(folder: Path) -> str:
-    """A mark of a stage's content: changes when a case or an option does."""
-    return file_signature(folder / ROI_FILE)

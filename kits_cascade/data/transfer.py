@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kits_cascade.errors import DatasetError, KitsCascadeError, MissingExtraError
+from kits_cascade.files import checksum, sha256
 from kits_cascade.version import __version__
 
 _LATER: Final = {408, 425, 429}  # of the 4xx answers, those that may turn out differently
@@ -91,11 +92,9 @@ class Expected:
 
 def _digest(path: Path, kind: str, size: int) -> str:
     """Checksum of a file, plain or as git's name of a blob."""
-    digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with path.open("rb") as stream:
-        for chunk in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
+    if kind == "sha256":
+        return sha256(path)
+    return checksum(path, hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False))
 
 
 class Meter:

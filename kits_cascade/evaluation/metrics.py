@@ -37,7 +37,6 @@ CLASS_TARGETS: Final = (
     Target("cyst", (CYST,), _TOLERANCES["masses"], "Cyst"),
 )
 TARGETS: Final = (*REGION_TARGETS, *CLASS_TARGETS)
-TARGET_BY_NAME: Final = {target.name: target for target in TARGETS}
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,6 @@ METRICS: Final = (
     Metric("volume_error_ml", "Volume error", volume_error_ml, "mL", 0, 1),
     Metric("truth_ml", "True volume", truth_ml, "mL", 0, 1),
 )
-METRIC_BY_NAME: Final = {metric.name: metric for metric in METRICS}
 Scores = dict[str, dict[str, float]]  # target -> metric -> value
 
 

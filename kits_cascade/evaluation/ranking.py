@@ -16,6 +16,7 @@ from kits_cascade.evaluation.score import OFFICIAL_COLUMNS, OFFICIAL_CSV
 from kits_cascade.evaluation.statistics import SEED, bootstrap_means, holm, wilcoxon_p
 from kits_cascade.files import write_json, write_text
 from kits_cascade.volumes.volume import Array
+from kits_cascade.words import some
 
 _RESAMPLES: Final = 1000
 _TUMOR_DICE: Final = OFFICIAL_COLUMNS.index("Dice_tumor")
@@ -206,15 +207,11 @@ def _on_same_cases(systems: Sequence[System], common: bool) -> tuple[list[System
         raise UsageError("the systems have no case in common")
     if not common:
         raise UsageError(
-            f"the systems were not scored on the same cases: {_some(differing)} not in all of them. A ranking on "
+            f"the systems were not scored on the same cases: not in all of them: "
+            f"{some(differing)}. A ranking on "
             f"different cases means nothing; --common ranks on the {len(shared)} cases that all of them have"
         )
     return [system.restricted(sorted(shared)) for system in systems], tuple(differing)
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more + (" is" if len(names) == 1 else " are")
 
 
 def _first_shares(systems: Sequence[System]) -> Array:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +17,7 @@ from kits_cascade.evaluation.lesions import LesionScore, score_lesions, summaris
 from kits_cascade.evaluation.metrics import METRICS, TARGETS, Scores, score_pair
 from kits_cascade.evaluation.pairs import Finding, pair_up, read_pair
 from kits_cascade.evaluation.statistics import mean_with_interval
-from kits_cascade.files import read_json, write_json, write_text
+from kits_cascade.files import read_json, write_csv, write_json, write_text
 from kits_cascade.labels import REGION_NAMES
 from kits_cascade.parallel import Progress, run_cases
 from kits_cascade.version import __version__
@@ -131,20 +130,16 @@ class ScoreTable:
         lines = [",".join((name, *(f"{value:0.8f}" for value in values))) for name, values in rows]
         return "\n".join((",".join(("caseID", *OFFICIAL_COLUMNS)), *lines))
 
-    def cases_csv(self) -> str:
+    def case_rows(self) -> Iterator[list[Any]]:
         """A row per case with all metrics of all targets; undefined numbers are empty."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         names = [(target.name, metric.name) for target in TARGETS for metric in METRICS]
         kinds = [(kind, what) for kind in ("tumor", "cyst") for what in ("missed", "false_alarms")]
-        columns = [f"{t}_{m}" for t, m in names]
-        writer.writerow(["case", "phase", *columns, *(f"{kind}_{what}" for kind, what in kinds)])
+        yield ["case", "phase", *(f"{t}_{m}" for t, m in names), *(f"{kind}_{what}" for kind, what in kinds)]
         for case in self.cases:
             values = [_none(case.scores[t][m]) for t, m in names]
             counts = [getattr(case, what)(kind) for kind, what in kinds]
             shown = ["" if v is None else f"{v:.8g}" for v in values]
-            writer.writerow([case.case, case.phase or "", *shown, *counts])
-        return text.getvalue()
+            yield [case.case, case.phase or "", *shown, *counts]
 
     def summary(self) -> dict[str, Any]:
         """Means with bootstrap intervals, and lesions: of all cases, and per contrast phase where there are two."""
@@ -170,7 +165,7 @@ class ScoreTable:
         if not self.cases:
             return
         write_text(folder / OFFICIAL_CSV, self.official_csv())
-        write_text(folder / CASES_CSV, self.cases_csv())
+        write_csv(folder / CASES_CSV, self.case_rows())
         write_json(folder / FULL_JSON, self.to_json())
 
     @staticmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -12,7 +11,6 @@ from kits_cascade.volumes.volume import Array
 
 SEED: Final = 20230
 RESAMPLES: Final = 5000
-_Z95: Final = 1.959963984540054
 _CHUNK: Final = 1 << 22
 
 
@@ -20,10 +18,10 @@ def wilson(successes: int, trials: int) -> dict[str, float | None]:
     """A rate with its 95 % Wilson score interval; all None where there was no trial."""
     if trials == 0:
         return {"value": None, "low": None, "high": None}
-    rate, z2 = successes / trials, _Z95**2
-    centre = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = _Z95 * math.sqrt(rate * (1 - rate) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
-    return {"value": rate, "low": max(0.0, centre - half), "high": min(1.0, centre + half)}
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, trials).proportion_ci(method="wilson")
+    return {"value": successes / trials, "low": float(interval.low), "high": float(interval.high)}
 
 
 def bootstrap_means(values: Array, resamples: int = RESAMPLES, seed: int = SEED) -> Array:

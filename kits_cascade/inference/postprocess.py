@@ -15,6 +15,7 @@ from kits_cascade.labels import BACKGROUND, CYST, KIDNEY, LABEL_NAMES, TUMOR
 from kits_cascade.volumes.components import Components, components, dilated_mm
 from kits_cascade.volumes.geometry import Box
 from kits_cascade.volumes.volume import Array, Spacing
+from kits_cascade.words import some
 
 # 20,000 / 200 / 50 voxels at the fine spacing of 0.78125 mm.
 KIDNEY_MM3: Final = 9537.0
@@ -145,7 +146,7 @@ def _remove_strays(labels: Array, strays: _Voxels, near: Array, options: Postpro
 
 
 def _note(sizes: Array, name: str, why: str) -> str:
-    listed = ", ".join(f"{size:.3g}" for size in np.sort(sizes)[::-1][:5]) + (", ..." if len(sizes) > 5 else "")
+    listed = some(f"{size:.3g}" for size in np.sort(sizes)[::-1])
     return f"removed {len(sizes)} {name} component{'s' if len(sizes) > 1 else ''} {why} ({listed} mm3)"
 
 

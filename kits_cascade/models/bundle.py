@@ -109,6 +109,8 @@ def import_models(bundle: Path, target: Path, *, overwrite: bool = False, manife
     With its ``manifest`` the folder can be given in place of the bundle; nnU-Net's results folder, which may hold other
     networks too, needs none. Everything is unpacked beside the target first, and moved there when all of it is sound.
     """
+    if not bundle.is_file():
+        raise ModelError(f"{bundle}: no such file; needed is a bundle made by kits-cascade models export")
     with _writing(target, "choose another folder with --to"):
         return _imported(bundle, target, overwrite, manifest)
 

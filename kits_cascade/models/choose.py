@@ -102,7 +102,7 @@ def resolve_single(
 
 
 def _results_folder() -> Path:
-    return open_folders(needed=("nnUNet_results",)).results
+    return open_folders(needed=("nnUNet_results",), make=False).results
 
 
 def _stage_models(

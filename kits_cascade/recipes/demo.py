@@ -144,11 +144,7 @@ def _step(title: str, command: list[str]) -> None:
 
 def mean_scores(folder: Path) -> dict[str, float]:
     """Mean of each of the challenge's columns."""
-    rows = (folder / "evaluation.csv").read_text(encoding="utf-8").split()
-    columns = rows[0].split(",")[1:]
-    table = {row.split(",")[0]: [float(value) for value in row.split(",")[1:]] for row in rows[1:]}
-    cases = [values for name, values in table.items() if name.startswith("case")]
-    return {name: sum(values[i] for values in cases) / len(cases) for i, name in enumerate(columns)}
+    return dict(read_json(folder / "evaluation.json")["average"])
 
 
 def draw_picture(demo: Demo) -> None:

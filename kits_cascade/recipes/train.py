@@ -6,7 +6,7 @@ any step can be run by hand. Finished folds are never repeated: a second run goe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from kits_cascade.data.presets import load_preset
 from kits_cascade.data.splits import out_of_fold, read_splits
 from kits_cascade.errors import DatasetError, KitsCascadeError, UsageError
 from kits_cascade.nnunet_folders import VARIABLES, NnunetFolders
+from kits_cascade.parallel import Progress
 from kits_cascade.recipes.steps import (
     Fold,
     Run,
@@ -42,7 +43,6 @@ from kits_cascade.recipes.steps import (
 from kits_cascade.stages import PLANS_NAME, ROI_MARGIN_MM, SOURCE_ID, SOURCE_STAGE, STAGE_BY_KEY, Stage
 from kits_cascade.systems import CASCADE, System
 
-Progress = Callable[[int, int, str], None]
 Oof = Literal["auto", "require", "never"]
 
 _COARSE, _KIDNEY, _MASSES = STAGE_BY_KEY

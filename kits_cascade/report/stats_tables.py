@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from kits_cascade.data.stats import CLASSES, HU_HIGH, HU_LOW, LESIONS, StatsReport, diameter_mm
-from kits_cascade.files import write_json, write_text
+from kits_cascade.files import write_csv, write_json
 from kits_cascade.volumes.volume import Array
 
 HU_STEP: Final = 8  # of the written histogram
@@ -40,20 +38,14 @@ def write_tables(report: StatsReport, out: Path) -> list[Path]:
     if report.histogram.any():
         tables["hu_histogram.csv"] = _histogram_rows(report)
     for name, rows in tables.items():
-        _write_csv(out / name, rows)
+        _write_table(out / name, rows)
     write_json(out / "summary.json", summary(report))
     return [out / name for name in (*tables, "summary.json")]
 
 
-def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer: csv.DictWriter[str] | None = None
-    for row in rows:
-        if writer is None:
-            writer = csv.DictWriter(text, row.keys(), lineterminator="\n")
-            writer.writeheader()
-        writer.writerow(row)
-    write_text(path, text.getvalue())
+def _write_table(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    table = list(rows)
+    write_csv(path, [list(table[0]), *(list(row.values()) for row in table)] if table else [])
 
 
 def _case_rows(report: StatsReport) -> Iterable[dict[str, Any]]:

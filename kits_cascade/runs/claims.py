@@ -10,12 +10,13 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
+
+from filelock import FileLock
 
 from kits_cascade.files import TEMPORARY_MARK
 from kits_cascade.runs.manifest import STATE
@@ -140,21 +141,12 @@ def _lives(owner: dict[str, Any]) -> bool:
 
 @contextmanager
 def locked(folder: Path, patience: float = 30.0) -> Iterator[None]:
-    """One process at a time; where the file system knows no locks, go on without."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
+    """One process at a time; where the file system knows no locks, or after some patience, go on without."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as stream:
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.02)
-            except OSError:
-                break
+    lock = FileLock(folder / "lock", timeout=patience)
+    with suppress(OSError, NotImplementedError):  # Timeout is an OSError
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()

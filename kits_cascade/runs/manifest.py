@@ -8,12 +8,10 @@ which shared folders of several machines are bad at.
 
 from __future__ import annotations
 
-import csv
-import io
 import platform
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from importlib import metadata
@@ -22,7 +20,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from kits_cascade.errors import FileFormatError
-from kits_cascade.files import digest, read_json, sha256, write_json, write_text
+from kits_cascade.files import digest, read_json, sha256, write_csv, write_json
 from kits_cascade.inference.measure import LesionRow
 from kits_cascade.inference.plausibility_finding import Finding, verdict_of
 from kits_cascade.version import __version__
@@ -202,7 +200,7 @@ class RunManifest:
         while True:
             seen = self._listing()
             records = self._records()
-            write_text(self.out / LESIONS_CSV, _lesions_csv(records))
+            write_csv(self.out / LESIONS_CSV, _lesion_rows(records))
             write_json(self.out / RUN_JSON, self._run_json(records))
             if self._listing() == seen:
                 return
@@ -242,14 +240,11 @@ def _without_name(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key != "name"}
 
 
-def _lesions_csv(records: list[dict[str, Any]]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["case", *_LESION_COLUMNS])
+def _lesion_rows(records: list[dict[str, Any]]) -> Iterator[list[Any]]:
+    yield ["case", *_LESION_COLUMNS]
     for record in records:
         for lesion in record["lesions"]:
-            writer.writerow([record["name"], *(_cell(lesion.get(column)) for column in _LESION_COLUMNS)])
-    return stream.getvalue()
+            yield [record["name"], *(_cell(lesion.get(column)) for column in _LESION_COLUMNS)]
 
 
 def _cell(value: Any) -> Any:

@@ -27,6 +27,7 @@ from kits_cascade.runs.outputs import FinishedCase, write_outputs
 from kits_cascade.volumes.cases import LoadedCase, load_case, result_path
 from kits_cascade.volumes.dicom_sr import Findings
 from kits_cascade.volumes.find import InputCase
+from kits_cascade.words import some
 
 log = logging.getLogger(__name__)
 _PATIENCE_SECONDS: Final = 3.0  # how long an interrupted run lets the case that is being written come to its end
@@ -133,8 +134,8 @@ class Runner:
         other = [name for name in self.manifest.made_otherwise() if name in names]
         if other:
             raise UsageError(
-                f"{self.out} holds {len(other)} of these cases ({_some(other)}) made with other options or models (see "
-                "its run.json). Give --overwrite to make them anew, or another output folder"
+                f"{self.out} holds {len(other)} of these cases ({some(other, 3)}) made with other options or models "
+                "(see its run.json). Give --overwrite to make them anew, or another output folder"
             )
 
     def _claimed(self, cases: Sequence[InputCase]) -> Iterator[InputCase]:
@@ -291,10 +292,6 @@ def _reason(error: Exception) -> str:
 
 def _no_room(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def part_of(cases: Sequence[InputCase], part: str | None) -> list[InputCase]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from kits_cascade.files import write_json
-from kits_cascade.parallel import Outcome, run_cases
+from kits_cascade.parallel import Outcome, Progress, run_cases
 from kits_cascade.synthetic.painter import PaintOptions, Sources, paint_case
 from kits_cascade.synthetic.phantom import kits_volume
 from kits_cascade.volumes.nifti import write_volume
@@ -33,7 +33,7 @@ def write_painted(
     first: int = 0,
     options: PaintOptions | None = None,
     jobs: int | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Outcome[Path]]:
     """Paint cases ``first`` to ``first + count - 1``; one that is there already is kept."""
     job = _Job(out, sources, seed, options or PaintOptions())

@@ -5,7 +5,7 @@ The same seed gives the same bytes. What is in the body, and where, is in :mod:`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from kits_cascade.errors import DatasetError
 from kits_cascade.labels import CYST, KIDNEY, TUMOR
+from kits_cascade.parallel import Progress
 from kits_cascade.synthetic import anatomy as body
 from kits_cascade.synthetic.scanner import Scanner
 from kits_cascade.volumes.components import components
@@ -22,7 +23,6 @@ from kits_cascade.volumes.nifti import read_labels, write_volume
 from kits_cascade.volumes.volume import Array, Spacing, Volume, volume_from_stored
 
 VARIANTS: Final = body.VARIANTS
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Final, Literal
 from kits_cascade.errors import UsageError
 from kits_cascade.volumes import dicom, itk
 from kits_cascade.volumes.nifti import case_name, is_nifti
+from kits_cascade.words import some
 
 Kind = Literal["nifti", "itk", "dicom", "kits"]
 
@@ -171,7 +172,7 @@ def _endings(path: Path) -> tuple[str, ...]:
 
 
 def _several(name: str, paths: list[Path]) -> str:
-    listed = ", ".join(path.name for path in paths[:4]) + (", ..." if len(paths) > 4 else "")
+    listed = some((path.name for path in paths), 4)
     if any(_CHANNEL.fullmatch(case_name(path)) for path in paths):
         return (
             f"{listed} look like channels of one case, and a CT has one; keep {name}_0000 alone, or rename the files "

@@ -66,7 +66,7 @@ def test_ranking_and_tests(systems, tmp_path):
 def test_other_cases_are_refused_or_cut(systems, tmp_path):
     scores = np.full((29, 6), 0.5)
     other = write_scores(tmp_path / "D", scores)
-    with pytest.raises(UsageError, match="case_00029 is not in all"):
+    with pytest.raises(UsageError, match="not in all of them: case_00029"):
         rank_systems(read_systems([*systems, other]))
     ranking = rank_systems(read_systems([*systems, other]), common=True)
     assert len(ranking.cases) == 29
