@@ -21,7 +21,9 @@ class MissingExtraError(EnvironmentNotReadyError):
     """An optional package is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; it comes with: pip install 'kits-cascade[{extra}]'")
+        super().__init__(
+            f"{package} is not installed; it comes with: pip install 'kits-cascade[{extra}]' (or '.[{extra}]')"
+        )
 
 
 class FileFormatError(KitsCascadeError):
