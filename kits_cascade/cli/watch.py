@@ -71,7 +71,7 @@ def watch(
 
     if nnunet_dir is not None:
         open_folders(nnunet_dir)
-    options, speed = CascadeOptions(dicom=parse_kinds(dicom)), Speed.named(True, fast)
+    options, speed = CascadeOptions(dicom=parse_kinds(dicom)), Speed().changed(fast=fast)
     with_dicom_sources([], options.dicom)
     chosen = resolve_models(
         models, folds=parse_folds(folds, more_folds), choose=parse_choices(model), dataset_ids=parse_ids(ids)
