@@ -49,6 +49,10 @@ def train(
             "or never (from the labels)."
         ),
     ] = "auto",
+    dask: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS|local:N", help="Train on the workers of a Dask cluster, each a fold at a time."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Derive anew what was derived with other options.")
     ] = False,
@@ -62,6 +66,7 @@ def train(
     from kits_cascade.errors import UsageError
     from kits_cascade.nnunet_folders import open_folders
     from kits_cascade.recipes import train
+    from kits_cascade.runs.executors import open_dask
 
     chosen: dict[str, list[str]] = {}
     for text in trainer or []:
@@ -71,22 +76,24 @@ def train(
         chosen[key] = names.split(",")
     if oof not in train.OOF_CHOICES:
         raise UsageError(f"--oof takes {', '.join(train.OOF_CHOICES)}, not '{oof}'")
-    report = train.train(
-        open_folders(nnunet_dir),
-        folds=folds.split(","),
-        trainers=chosen,
-        devices=device.split(","),
-        preset=preset,
-        gpu_memory_gb=gpu_memory,
-        stages=split_list(stages) if stages else None,
-        system=find_system(system),
-        source_id=source_id,
-        margin_mm=margin_mm,
-        oof=oof,  # type: ignore[arg-type]
-        overwrite=overwrite,
-        dry_run=dry_run,
-        progress=lambda done, total, what: None if dry_run else typer.echo(f"[{done + 1}/{total}] {what}"),
-    )
+    with open_dask(dask) as executor:
+        report = train.train(
+            open_folders(nnunet_dir),
+            folds=folds.split(","),
+            trainers=chosen,
+            devices=device.split(","),
+            preset=preset,
+            gpu_memory_gb=gpu_memory,
+            stages=split_list(stages) if stages else None,
+            system=find_system(system),
+            source_id=source_id,
+            margin_mm=margin_mm,
+            oof=oof,  # type: ignore[arg-type]
+            overwrite=overwrite,
+            dry_run=dry_run,
+            executor=executor,
+            progress=lambda done, total, what: None if dry_run else typer.echo(f"[{done + 1}/{total}] {what}"),
+        )
     for step in report.steps if dry_run else []:
         typer.echo(step.shown())
     for title in report.finished_before:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
+import shlex
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ from kits_cascade.cli.root import app
 if TYPE_CHECKING:
     from kits_cascade.inference.cascade import CascadeOptions, Speed
     from kits_cascade.models.network import Models as AnyModels
-    from kits_cascade.runs.runner import Event, Listener, Summary
+    from kits_cascade.runs.events import Event, Listener, Summary
 
 
 KINDS_HELP = "seg, sr (brings seg along), labelmap, fractional"
@@ -85,7 +86,26 @@ def predict(
     ] = None,
     overwrite: Overwrite = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads; by default all.")] = None,
-    part: Annotated[str | None, typer.Option(help="I/N: every N-th case, for several machines on one folder.")] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(help="I/N: every N-th case; auto or auto/N: which ones, a job array's variables say."),
+    ] = None,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N|auto", help="Processes on this machine; auto: one for each visible GPU.")
+    ] = None,
+    dask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS|local:N", help="Workers of a Dask cluster: its scheduler's address.")
+    ] = None,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="End when what others are at work on is finished too, and help if they die."),
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read what is finished: by default its size and time are enough.")
+    ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Try again the cases that were set aside because workers died of them.")
+    ] = False,
     accept_values: Annotated[
         bool, typer.Option("--accept-values", help="Predict also what is surely no CT in Hounsfield units.")
     ] = False,
@@ -99,23 +119,29 @@ def predict(
 
     Run again after an interruption, it goes on where it was.
 
-    Exit code 0: all well; 1: some cases failed (with --strict: or are not plausible); 2: nothing could be done.
+    Exit code 0: all well (others may still be at work: it says so, and --wait waits); 1: some cases failed (with
+    --strict: or are not plausible); 2: nothing could be done.
     """
     from kits_cascade.models.choose import resolve_models, resolve_single
     from kits_cascade.nnunet_folders import open_folders
     from kits_cascade.runs.dicom_results import parse_kinds
+    from kits_cascade.runs.parts import part_of
     from kits_cascade.runs.predict import predict_cases
-    from kits_cascade.runs.runner import part_of
+    from kits_cascade.runs.workers import interrupted_by_sigterm
     from kits_cascade.systems import find_system
     from kits_cascade.volumes.find import find_inputs
 
-    _use_threads(threads)
+    if part is not None:
+        part = _own_part(part)
+    if workers is None:
+        _use_threads(threads)
     if nnunet_dir is not None:
         open_folders(nnunet_dir)
     result, speed = _chosen_options(
         options, margin_mm, on_empty, postprocess, save_probabilities, keep_stages, parse_kinds(dicom)
     )
-    cases = part_of(find_inputs(source), part)
+    found = find_inputs(source)
+    cases = part_of(found, part)
     row, wanted = find_system(system), parse_folds(folds, more_folds)
     if row.is_single:
         chosen: AnyModels = resolve_single(
@@ -130,7 +156,11 @@ def predict(
         )
     if chosen.notice and not quiet:
         typer.echo(chosen.notice)
-    with terminating_like_an_interrupt(), _listener(chosen, len(cases), quiet) as listener:
+    with (
+        interrupted_by_sigterm(),
+        _executor(workers, dask, device, threads) as (executor, count),
+        _listener(chosen, len(cases), quiet) as listener,
+    ):
         summary = predict_cases(
             cases,
             out,
@@ -139,8 +169,13 @@ def predict(
             options=result,
             speed=speed.changed(tta, fast),
             overwrite=overwrite,
-            part=part,
+            about={"part": part, "total": len(found)},
             accept_values=accept_values,
+            wait=wait,
+            verify=verify,
+            retry=retry,
+            executor=executor,
+            workers=count,
             listener=listener,
         )
     _conclude(summary, out, result, quiet, strict)
@@ -195,22 +230,38 @@ def _chosen_options(
 def _use_threads(count: int | None) -> None:
     """Before torch is loaded: it reads these once."""
     if count is not None:
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        from kits_cascade.runs.executors import THREAD_VARIABLES
+
+        for name in THREAD_VARIABLES:
             os.environ[name] = str(count)
 
 
+def _own_part(part: str) -> str:
+    """The part that is ours; in a job array, after a while, so that not all tasks begin at once."""
+    from kits_cascade.runs.parts import resolve_part, stagger_seconds
+
+    own = resolve_part(part, os.environ)
+    if part != own:
+        time.sleep(stagger_seconds(own))
+    return own
+
+
 @contextmanager
-def terminating_like_an_interrupt() -> Iterator[None]:
-    """A scheduler's or container's SIGTERM ends the run as Ctrl-C does: tidily, with nothing lost."""
+def _executor(workers: str | None, dask: str | None, device: str, threads: int | None) -> Iterator[tuple[Any, int]]:
+    """Where the worker loops run, and how many there are; without either option, here."""
+    from kits_cascade.errors import UsageError
+    from kits_cascade.runs import executors
 
-    def interrupt(_signal: int, _frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    if workers is not None and dask is not None:
+        raise UsageError("give --workers or --dask, not both")
+    if workers is not None:
+        with executors.local_workers(executors.worker_environments(workers, device, threads)) as found:
+            yield found
+    elif dask is not None:
+        with executors.dask_workers(dask) as found:
+            yield found
+    else:
+        yield None, 0
 
 
 @contextmanager
@@ -246,6 +297,8 @@ def _conclude(summary: Summary, out: Path, options: CascadeOptions, quiet: bool,
             "in work elsewhere": len(summary.elsewhere),
         }
         typer.echo(f"{', '.join(f'{n} {what}' for what, n in counts.items() if n or what == 'done')}; results in {out}")
+        if summary.elsewhere:
+            typer.echo(f"others are still at work: see kits-cascade status {shlex.quote(str(out))}, or give --wait")
         if options.postprocess is None and summary.done:
             typer.echo("without postprocessing, as asked")
         for line in _verdicts(summary):
@@ -259,3 +312,24 @@ def _verdicts(summary: Summary) -> Iterator[str]:
     for word, names in summary.not_plausible.items():
         some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         yield f"{len(names)} of {total} results {'is' if len(names) == 1 else 'are'} {word}: {some} (why: run.json)"
+
+
+@app.command()
+def status(
+    out: Annotated[Path, typer.Argument(help="Output folder of `kits-cascade predict`.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    assemble: Annotated[
+        bool, typer.Option("--assemble", help="Also write run.json and lesions.csv anew, as of now.")
+    ] = False,
+) -> None:
+    """Say how far a run is: done, failed, who works on what and since when, how fast, how long still."""
+    import json
+
+    from kits_cascade.runs.status import read_status
+
+    now = read_status(out)
+    if assemble:
+        from kits_cascade.runs.manifest import RunManifest
+
+        RunManifest(out).assemble()
+    typer.echo(json.dumps(now.to_json(), indent=2, ensure_ascii=False) if as_json else "\n".join(now.lines()))

@@ -20,10 +20,10 @@ from kits_cascade.cli.options import (
     parse_ids,
 )
 from kits_cascade.cli.root import app
-from kits_cascade.cli.runs import KINDS_HELP, terminating_like_an_interrupt
+from kits_cascade.cli.runs import KINDS_HELP
 
 if TYPE_CHECKING:
-    from kits_cascade.runs.runner import Event
+    from kits_cascade.runs.events import Event
 
 
 @app.command()
@@ -65,6 +65,7 @@ def watch(
     from kits_cascade.nnunet_folders import open_folders
     from kits_cascade.runs.dicom_results import parse_kinds, with_dicom_sources
     from kits_cascade.runs.manifest import RunManifest
+    from kits_cascade.runs.workers import interrupted_by_sigterm
     from kits_cascade.service.archive import receiver, send_stow
     from kits_cascade.service.arrivals import Arrivals
     from kits_cascade.service.watcher import Watcher, watch
@@ -88,7 +89,7 @@ def watch(
         tell=typer.echo,
     )
     with ExitStack() as running:
-        running.enter_context(terminating_like_an_interrupt())
+        running.enter_context(interrupted_by_sigterm())
         if listen is not None:
             port = running.enter_context(receiver(source, listen, aet, host))
             typer.echo(f"listening as {aet} on {host}, port {port}")

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from kits_cascade.data.datasets import (
     ROI_FILE,
@@ -42,6 +42,9 @@ from kits_cascade.recipes.steps import (
 )
 from kits_cascade.stages import PLANS_NAME, ROI_MARGIN_MM, SOURCE_ID, SOURCE_STAGE, STAGE_BY_KEY, Stage
 from kits_cascade.systems import CASCADE, System
+
+if TYPE_CHECKING:
+    from kits_cascade.runs.crew import Executor
 
 Oof = Literal["auto", "require", "never"]
 
@@ -101,6 +104,7 @@ def train(
     overwrite: bool = False,
     dry_run: bool = False,
     run: Run = run_command,
+    executor: Executor | None = None,
     progress: Progress | None = None,
 ) -> RecipeReport:
     """Walk the recipe for the chosen stages; each is derived, planned and trained before the next begins.
@@ -108,6 +112,7 @@ def train(
     ``oof`` says where the ROI of 222 and 223 and the kidney channel of 223 come from: ``auto`` takes out-of-fold
     predictions where all cases have one and says so where not, ``require`` makes that an error, ``never`` takes labels.
     The preset is the system's own unless another is named.
+    With an ``executor`` (whatever has ``submit``) the trainings of a stage run on its workers, one for each at a time.
     """
     preset = preset or system.preset
     recipe = Recipe(
@@ -129,7 +134,7 @@ def train(
         raise UsageError(f"oof is '{oof}'; it takes {', '.join(OOF_CHOICES)}")
     source = open_dataset(folders.raw, source_id, "make it with: kits-cascade convert DIR")
     report = RecipeReport()
-    walk = _Walk(recipe, source, report, no_run if dry_run else run, progress, dry_run)
+    walk = _Walk(recipe, source, report, no_run if dry_run else run, progress, dry_run, executor)
     for stage in recipe.stages:
         walk.stage(stage)
     return report
@@ -162,6 +167,7 @@ class _Walk:
     run: Run
     progress: Progress | None
     dry_run: bool
+    executor: Executor | None = None
     done: int = 0
 
     @property
@@ -185,9 +191,14 @@ class _Walk:
         step = step if device is None else on_device(step, device)
         self.tell(step.title)
         self.report.steps.append(step)
+        self._check(step, self.run(step.argv, self._variables(step)))
+
+    def _variables(self, step: Step) -> dict[str, str]:
         folders = self.recipe.folders
         variables = dict(zip(VARIABLES, map(str, (folders.raw, folders.preprocessed, folders.results)), strict=True))
-        code = self.run(step.argv, {**variables, **dict(step.environment)})
+        return {**variables, **dict(step.environment)}
+
+    def _check(self, step: Step, code: int) -> None:
         if code:
             raise KitsCascadeError(
                 f"{step.title}: ended with exit code {code} ({step.shown()}). What is finished is kept: mend the cause "
@@ -244,6 +255,9 @@ class _Walk:
     def _on_all_devices(self, steps: list[Step]) -> None:
         """Trainings of one stage do not depend on each other: each device takes the next one."""
         devices = self.recipe.devices
+        if self.executor is not None and not self.dry_run:
+            self._on_workers([on_device(step, devices[0]) for step in steps], self.executor)
+            return
         if len(devices) == 1 or self.dry_run:
             for number, step in enumerate(steps):
                 self.one(step, devices[number % len(devices)])
@@ -267,6 +281,19 @@ class _Walk:
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # what is running is let finish, nothing new is begun
                 raise
+
+    def _on_workers(self, steps: list[Step], executor: Executor) -> None:
+        """All at once to the executor, which knows how many its workers can do at a time."""
+        sent = [executor.submit(self.run, step.argv, self._variables(step)) for step in steps]
+        try:
+            for step, promise in zip(steps, sent, strict=True):
+                self.tell(step.title)
+                self.report.steps.append(step)
+                self._check(step, promise.result())
+        except BaseException:
+            for promise in sent:
+                promise.cancel()
+            raise
 
     # --- where the ROI and the kidney channel come from ---
 

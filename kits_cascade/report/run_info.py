@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from kits_cascade.files import read_json
-from kits_cascade.runs.manifest import FAILED, RUN_JSON
+from kits_cascade.runs.manifest import RUN_JSON
+from kits_cascade.runs.records import FAILED
 
 _INSIDE_OTHERS = "network"  # the part of the stages' seconds that the networks took
 

@@ -12,7 +12,8 @@ import numpy as np
 from kits_cascade.errors import UsageError
 from kits_cascade.files import atomic_path, sha256
 from kits_cascade.inference.measure import LesionRow, body_midline, measure_lesions, volumes_ml
-from kits_cascade.runs.manifest import DONE, STATE, CaseRecord, RunManifest
+from kits_cascade.runs.manifest import RunManifest
+from kits_cascade.runs.records import DONE, STATE, CaseRecord, Records
 from kits_cascade.volumes.cases import LoadedCase, check_same_grid, load_case
 from kits_cascade.volumes.dicom_extra import load_highdicom
 from kits_cascade.volumes.dicom_seg import FORMS, make_seg
@@ -112,7 +113,8 @@ def find_results(given: Path) -> list[Result]:
 def _finished(out: Path) -> list[CaseRecord]:
     if not (out / STATE).is_dir():
         return []
-    return [record for record in RunManifest(out).records() if record.status == DONE]
+    records = (CaseRecord.from_json(content) for content in Records(out).all())
+    return sorted((record for record in records if record.status == DONE), key=lambda record: record.name)
 
 
 def write_dicom_afterwards(result: Result, kinds: Sequence[str], series: Path | None = None) -> list[Path]:

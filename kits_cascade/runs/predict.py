@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kits_cascade.errors import UsageError
 from kits_cascade.inference.cascade import Cascade, CascadeOptions, Speed
 from kits_cascade.models.choose import resolve_models
 from kits_cascade.models.network import Models, describe_networks
+from kits_cascade.runs.crew import Crew, Executor
 from kits_cascade.runs.dicom_results import with_dicom_sources
-from kits_cascade.runs.manifest import RunManifest
-from kits_cascade.runs.runner import Listener, Runner, Summary, part_of
+from kits_cascade.runs.events import Listener, Summary
+from kits_cascade.runs.parts import part_of
+from kits_cascade.runs.workers import Job
 from kits_cascade.volumes.find import InputCase, find_inputs
 
 
@@ -29,21 +33,36 @@ def predict_folder(
     overwrite: bool = False,
     part: str | None = None,
     accept_values: bool = False,
+    wait: bool = False,
+    verify: bool = False,
+    retry: bool = False,
+    executor: Executor | None = None,
+    workers: int = 0,
     listener: Listener | None = None,
 ) -> Summary:
-    """Segment every case in ``source`` into ``out``; see the command's help for the options."""
+    """Segment every case in ``source`` into ``out``; see the command's help for the options.
+
+    ``executor`` is whatever has ``submit`` (concurrent.futures, Dask, submitit); it is handed ``workers`` loops,
+    each of which loads the networks once and takes cases until none is left.
+    """
     if models is None or isinstance(models, Path):
         models = resolve_models(models, folds=folds, choose=choose)
+    cases = find_inputs(source)
     return predict_cases(
-        part_of(find_inputs(source), part),
+        part_of(cases, part),
         out,
         models,
         device=device,
         options=options or CascadeOptions(),
         speed=speed or Speed(),
         overwrite=overwrite,
-        part=part,
+        about={"part": part, "total": len(cases)},
         accept_values=accept_values,
+        wait=wait,
+        verify=verify,
+        retry=retry,
+        executor=executor,
+        workers=workers,
         listener=listener,
     )
 
@@ -57,8 +76,13 @@ def predict_cases(
     options: CascadeOptions,
     speed: Speed,
     overwrite: bool = False,
-    part: str | None = None,
+    about: Mapping[str, Any] | None = None,
     accept_values: bool = False,
+    wait: bool = False,
+    verify: bool = False,
+    retry: bool = False,
+    executor: Executor | None = None,
+    workers: int = 0,
     listener: Listener | None = None,
 ) -> Summary:
     """Segment cases that are found already, with models that are chosen already."""
@@ -67,17 +91,20 @@ def predict_cases(
     except OSError as error:
         raise UsageError(f"{out}: cannot be the output folder ({error.strerror})") from error
     cases = with_dicom_sources(cases, options.dicom)
-    manifest = RunManifest(
+    job = Job(
         out,
-        device=device,
-        models=describe_networks(models),
-        options=asdict(options) | asdict(speed),
-        about={"part": part} if part else None,
+        partial(Cascade, models, device=device, options=options, speed=speed, accept_values=accept_values),
+        device,
+        describe_networks(models),
+        asdict(options) | asdict(speed),
+        {key: value for key, value in (about or {}).items() if value is not None},
+        overwrite,
+        wait,
+        verify,
+        retry,
     )
-
-    def load() -> Cascade:
-        cascade = Cascade(models, device=device, options=options, speed=speed, accept_values=accept_values)
-        manifest.header["device"] = cascade.device or device  # what is used, not what was asked for
-        return cascade
-
-    return Runner(load, out, manifest, overwrite, listener).run(cases)
+    if executor is None:
+        return job.run(cases, listener)
+    if workers < 1:
+        raise UsageError("an executor takes a number of workers: how many loops it is to be handed")
+    return Crew(job, executor, workers, listener).run(cases)

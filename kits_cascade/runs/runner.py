@@ -7,68 +7,30 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from kits_cascade.errors import CaseError, KitsCascadeError, UsageError
-from kits_cascade.files import TEMPORARY_MARK, sweep_temporary
 from kits_cascade.inference.cascade import Cascade
-from kits_cascade.inference.plausibility_finding import DOUBTFUL, IMPLAUSIBLE
 from kits_cascade.runs.background import Background
 from kits_cascade.runs.claims import Claims
 from kits_cascade.runs.dicom_results import remarks_on
-from kits_cascade.runs.manifest import CaseRecord, RunManifest
+from kits_cascade.runs.events import Listener, Progress, Summary
+from kits_cascade.runs.manifest import RunManifest
 from kits_cascade.runs.outputs import FinishedCase, write_outputs
+from kits_cascade.runs.pick import Picker
+from kits_cascade.runs.records import DONE, CaseRecord
+from kits_cascade.runs.sweep import sweep_own_strays
 from kits_cascade.volumes.cases import LoadedCase, load_case, result_path
 from kits_cascade.volumes.dicom_sr import Findings
 from kits_cascade.volumes.find import InputCase
-from kits_cascade.words import some
 
 log = logging.getLogger(__name__)
 _PATIENCE_SECONDS: Final = 3.0  # how long an interrupted run lets the case that is being written come to its end
-
-STAGE, DONE, FAILED, SKIPPED, ELSEWHERE = "stage", "done", "failed", "skipped", "elsewhere"
-
-
-@dataclass(frozen=True)
-class Event:
-    """What a progress display may show."""
-
-    case: str
-    kind: str  # stage, done, failed, skipped or elsewhere
-    text: str = ""
-
-
-Listener = Callable[[Event], None]
-
-
-@dataclass
-class Summary:
-    """What became of the cases."""
-
-    done: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)  # finished before
-    failed: dict[str, str] = field(default_factory=dict)
-    elsewhere: list[str] = field(default_factory=list)  # another process works on them
-    verdicts: dict[str, str] = field(default_factory=dict)  # of all that are finished
-
-    @property
-    def exit_code(self) -> int:
-        """0: all well; 1: some cases failed; 2: nothing could be done."""
-        if not self.failed:
-            return 0
-        return 1 if self.done or self.skipped or self.elsewhere else 2
-
-    @property
-    def not_plausible(self) -> dict[str, list[str]]:
-        """The cases with another verdict than plausible, the worst verdict first."""
-        found = {word: [n for n, v in self.verdicts.items() if v == word] for word in (IMPLAUSIBLE, DOUBTFUL)}
-        return {word: names for word, names in found.items() if names}
+_WAIT_SECONDS: Final = 2.0  # between two looks at what others are at work on
 
 
 class DiskFullError(KitsCascadeError):
@@ -85,106 +47,86 @@ class Runner:
         manifest: RunManifest,
         overwrite: bool = False,
         listener: Listener | None = None,
+        *,
+        wait: bool = False,
+        verify: bool = False,
+        retry: bool = False,
+        first: int | None = None,
     ) -> None:
-        """``load`` gives the cascade; it is called when the first case is being read."""
+        """``load`` gives the cascade; it is called when there is a case to work on.
+
+        ``wait``: until the cases that others have are finished, or are to be taken over. ``verify``: finished results
+        are read. ``retry``: cases that were set aside are tried again. ``first``: where one of many workers begins.
+        """
         self._load, self.out, self.manifest = load, out, manifest
-        self.overwrite = overwrite
-        self.tell = listener or (lambda _: None)
-        self.summary = Summary()
+        self.overwrite, self.wait = overwrite, wait
+        self.progress = Progress(listener)
         self.claims = Claims(out)
+        self.picker = Picker(manifest, self.claims, self.progress, overwrite, verify, retry, first)
         self._writing: Background[None] | None = None
+        self._being_written = ""
+
+    @cached_property
+    def cascade(self) -> Cascade:
+        """The cascade, loaded when it is first needed: before a case is to blame for what happens."""
+        cascade = self._load()
+        self.claims.ready()
+        return cascade
 
     def run(self, cases: Sequence[InputCase]) -> Summary:
         """Work on all cases that need it."""
-        self._check_earlier(cases)
-        if not self.claims.others_alive():
-            _sweep(self.out, self.manifest.state)
-        waiting = self._claimed(cases)
+        unfinished = None
         try:
-            ahead = self._read_next(waiting)
-            if ahead is not None:
-                self.cascade = self._load()
-            while ahead is not None:
-                case, reading = ahead
-                self.tell(Event(case.name, STAGE, "reading"))
-                reading.wait()
-                ahead = self._read_next(waiting)
-                # From here on this call alone holds the image, and lets it go as early as it can.
-                self._work_on(case, [reading])
-                del reading
-            self._wait_for_writing()
+            self._work_on_all(self.picker.start(cases))
             self.manifest.assemble()
+            self.picker.tidy(cases)
         except KeyboardInterrupt:
-            self._let_writing_end()
+            unfinished = self._let_writing_end()
+            sweep_own_strays(self.out)
             raise
         except OSError as error:
             if _no_room(error):
                 raise self._full(error) from error
             raise
         finally:
-            self.claims.close()
-            _remove_own_strays(self.out)
-        return self.summary
+            self.claims.close(unfinished)
+        return self.progress.summary
 
-    def _check_earlier(self, cases: Sequence[InputCase]) -> None:
-        """Results of other options or models are not mixed with these, and not replaced unasked."""
-        if self.overwrite:
-            return
-        names = {case.name for case in cases}
-        other = [name for name in self.manifest.made_otherwise() if name in names]
-        if other:
-            raise UsageError(
-                f"{self.out} holds {len(other)} of these cases ({some(other, 3)}) made with other options or models "
-                "(see its run.json). Give --overwrite to make them anew, or another output folder"
-            )
+    def _work_on_all(self, cases: Sequence[InputCase]) -> None:
+        """Those of other processes come once more at the end, and again and again if we are to wait for them."""
+        self._work_on_free(cases)
+        self._work_on_free(self.picker.busy)
+        while self.wait and self.picker.busy:
+            waiting = f"waiting for {len(self.picker.busy)} cases that others are at work on"
+            self.progress.stage(self.picker.busy[0].name, waiting)
+            time.sleep(_WAIT_SECONDS)
+            self._work_on_free(self.picker.busy)
+        for case in self.picker.busy:
+            self.progress.elsewhere(case.name)
 
-    def _claimed(self, cases: Sequence[InputCase]) -> Iterator[InputCase]:
-        """The cases that are ours to work on, claimed one by one; those of other processes once more at the end."""
-        busy: list[InputCase] = []
-        yield from self._takeable(cases, busy)
-        elsewhere: list[InputCase] = []
-        yield from self._takeable(busy, elsewhere)
-        for case in elsewhere:
-            self.summary.elsewhere.append(case.name)
-            self.tell(Event(case.name, ELSEWHERE, "another process works on it"))
-
-    def _takeable(self, cases: Sequence[InputCase], busy: list[InputCase]) -> Iterator[InputCase]:
-        """Claim what is free, pass over what is finished, and put into ``busy`` what another process holds."""
-        for case in cases:
-            if self._finished_before(case):
-                self.claims.tidy(case.name)
-                self._tell_skipped(case)
-            elif self.claims.take(case.name):
-                if self._ours(case):
-                    yield case
-            else:
-                busy.append(case)
-
-    def _ours(self, case: InputCase) -> bool:
-        """Whether a claimed case still needs work: another process may have finished it a moment ago."""
-        if not self._finished_before(case):
-            return True
-        self.claims.release(case.name)
-        self._tell_skipped(case)
-        return False
-
-    def _finished_before(self, case: InputCase) -> bool:
-        if self.overwrite:
-            record = self.manifest.record(case.name)
-            return record is not None and record.run == self.manifest.run_id
-        return self.manifest.is_done(case.name, case.path)
-
-    def _tell_skipped(self, case: InputCase) -> None:
-        if case.name not in self.summary.done and case.name not in self.summary.skipped:
-            self.summary.skipped.append(case.name)
-            record = self.manifest.record(case.name)
-            self.summary.verdicts[case.name] = "" if record is None else record.verdict
-            self.tell(Event(case.name, SKIPPED, "finished before"))
+    def _work_on_free(self, cases: Sequence[InputCase]) -> None:
+        """Work on the cases that nobody has, one by one."""
+        waiting = self.picker.free(cases)
+        ahead = self._read_next(waiting)
+        while ahead is not None:
+            case, reading = ahead
+            self.progress.stage(case.name, "reading")
+            reading.wait()
+            alone = self.picker.is_suspect(case)  # of having killed a worker: then no other case shares its fate
+            ahead = None if alone else self._read_next(waiting)
+            # From here on this call alone holds the image, and lets it go as early as it can.
+            self._work_on(case, [reading])
+            del reading
+            if alone:
+                self._wait_for_writing()
+                ahead = self._read_next(waiting)
+        self._wait_for_writing()
 
     def _read_next(self, waiting: Iterator[InputCase]) -> tuple[InputCase, Background[tuple[LoadedCase, float]]] | None:
         case = next(waiting, None)
         if case is None:
             return None
+        _ = self.cascade
         return case, Background(lambda: self._read(case))
 
     def _read(self, case: InputCase) -> tuple[LoadedCase, float]:
@@ -204,7 +146,7 @@ class Runner:
     def _work_on(self, case: InputCase, reading: list[Background[tuple[LoadedCase, float]]]) -> None:
         try:
             loaded, seconds = reading.pop().result()
-            result = self.cascade.run(loaded, lambda stage: self.tell(Event(case.name, STAGE, stage)))
+            result = self.cascade.run(loaded, lambda stage: self.progress.stage(case.name, stage))
             result.seconds["reading"] = seconds
             finished = FinishedCase.of(loaded, result)
             del loaded
@@ -212,11 +154,15 @@ class Runner:
             self._failed(case, error)
             return
         self._wait_for_writing()
+        self._being_written = case.name
         self._writing = Background(lambda: self._write(finished))
 
     def _write(self, finished: FinishedCase) -> None:
         start = time.perf_counter()
         case, result = finished.loaded.case, finished.result
+        if not self.claims.holds(case.name):  # we stood still for so long that another process has taken it over
+            self.picker.busy.append(case)
+            return
         record = _record(finished)
         try:
             record.volumes_ml, lesions = finished.measure()
@@ -230,9 +176,7 @@ class Runner:
             self._failed(case, error)
             return
         self.claims.release(case.name)
-        self.summary.done.append(case.name)
-        self.summary.verdicts[case.name] = record.verdict
-        self.tell(Event(case.name, DONE, "; ".join([*record.doubts, *record.warnings])))
+        self.progress.done(record)
 
     def _failed(self, case: InputCase, error: Exception) -> None:
         """Name the case and go on, unless the reason will stop every other case too."""
@@ -242,8 +186,7 @@ class Runner:
             raise error
         log.debug("%s failed", case.name, exc_info=error)
         reason = _reason(error)
-        self.summary.failed[case.name] = reason
-        self.tell(Event(case.name, FAILED, reason))
+        self.progress.failed(case.name, reason)
         self.manifest.failed(case.name, case.path, reason)
         self.claims.release(case.name)
 
@@ -258,9 +201,11 @@ class Runner:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def _let_writing_end(self) -> None:
-        if self._writing is not None:
-            self._writing.wait(_PATIENCE_SECONDS)
+    def _let_writing_end(self) -> str | None:
+        """Wait a little for the case that is being written; its name, if that was not enough."""
+        if self._writing is None or self._writing.wait(_PATIENCE_SECONDS):
+            return None
+        return self._being_written
 
 
 def _record(finished: FinishedCase) -> CaseRecord:
@@ -292,27 +237,3 @@ def _reason(error: Exception) -> str:
 
 def _no_room(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def part_of(cases: Sequence[InputCase], part: str | None) -> list[InputCase]:
-    """Every N-th case, for a run with ``--part I/N``; all without it."""
-    if part is None:
-        return list(cases)
-    first, _, count = part.partition("/")
-    if not (first.isdigit() and count.isdigit() and int(first) < int(count)):
-        raise UsageError(f"--part {part}: give I/N, with I from 0 to N-1, such as 0/2 and 1/2")
-    return list(cases[int(first) :: int(count)])
-
-
-def _sweep(out: Path, state: Path) -> None:
-    """Remove what killed processes have left behind."""
-    places = [out, out / "probabilities", *(out / "stages").glob("*"), state, *state.glob("*")]
-    for place in places:
-        if place.is_dir():
-            sweep_temporary(place)
-
-
-def _remove_own_strays(folder: Path) -> None:
-    for path in folder.glob(f"{TEMPORARY_MARK}{os.getpid()}-*"):
-        with suppress(OSError):
-            path.unlink(missing_ok=True)

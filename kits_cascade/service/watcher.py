@@ -16,8 +16,9 @@ from pathlib import Path
 from kits_cascade.errors import KitsCascadeError, UsageError
 from kits_cascade.files import digest, link_or_copy, read_json, write_json
 from kits_cascade.inference.cascade import Cascade
+from kits_cascade.runs.events import Listener, Summary
 from kits_cascade.runs.manifest import RunManifest
-from kits_cascade.runs.runner import Listener, Runner, Summary
+from kits_cascade.runs.runner import Runner
 from kits_cascade.service.arrivals import Arrival, Arrivals, is_uid
 from kits_cascade.volumes.find import InputCase
 

@@ -54,10 +54,23 @@ class Oracle:
         return OracleRegion(self, image, box)
 
 
-if __name__ == "__main__":
-    from kits_cascade.cli.app import main
+if __name__ in ("__main__", "__mp_main__"):  # the second: in a worker process of the first
     from kits_cascade.inference import cascade
 
-    cascade.load_networks = lambda *_: Oracle(seconds=float(os.environ.get("ORACLE_SECONDS", "0")))
+    networks = cascade.load_networks
+
+    def load(*arguments):
+        if "ORACLE_LOADS" in os.environ:  # a file with a line for each time that the networks are loaded
+            with open(os.environ["ORACLE_LOADS"], "a", encoding="utf-8") as loads:
+                loads.write(f"{os.getpid()} {'torch' in sys.modules}\n")
+        if "ORACLE_REAL" in os.environ:  # the networks after all, but counted
+            return networks(*arguments)
+        return Oracle(seconds=float(os.environ.get("ORACLE_SECONDS", "0")))
+
+    cascade.load_networks = load
+
+if __name__ == "__main__":
+    from kits_cascade.cli.app import main
+
     main()
     sys.exit(0)

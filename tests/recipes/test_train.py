@@ -2,6 +2,7 @@
 
 import shlex
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -197,6 +198,18 @@ def test_devices_work_at_the_same_time(folders):
     train(folders, folds=[0, 1], devices=["cuda:0", "cuda:3"], stages=["221"], run=player)
     used = {env["CUDA_VISIBLE_DEVICES"] for command, env in player.seen if "train" in command}
     assert used == {"0", "3"}
+
+
+def test_trainings_go_to_an_executor(folders):
+    player = Player(folders)
+    with ThreadPoolExecutor(2) as pool:
+        report = train(folders, run=player, executor=pool, stages=["221"], devices=["cuda:1"])
+    assert len(player.trainings) == 5
+    assert {variables["CUDA_VISIBLE_DEVICES"] for command, variables in player.seen if "train" in command} == {"1"}
+    assert len(report.steps) == 2 + 5
+    with ThreadPoolExecutor(2) as pool, pytest.raises(KitsCascadeError, match=r"train fold 1 .* exit code 1"):
+        failing = Player(folders, stop_at="3d_fullres 1")
+        train(folders, run=failing, executor=pool, stages=["222"], oof="never")
 
 
 def test_wrong_options(folders):

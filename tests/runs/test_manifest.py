@@ -1,4 +1,6 @@
 import csv
+import json
+import os
 import subprocess
 import sys
 
@@ -7,7 +9,9 @@ import pytest
 from kits_cascade.errors import FileFormatError
 from kits_cascade.files import read_json, write_text
 from kits_cascade.inference.measure import LesionRow
-from kits_cascade.runs.manifest import CaseRecord, RunManifest
+from kits_cascade.runs import manifest as manifest_module
+from kits_cascade.runs.manifest import RunManifest
+from kits_cascade.runs.records import CaseRecord, Records
 
 MODELS = [{"stage": "coarse", "sha256": {"plans.json": "0" * 64}}]
 OPTIONS = {"tta": True, "postprocess": {"tumor_mm3": 95.4}}
@@ -38,6 +42,7 @@ def test_run_json_holds_all(tmp_path):
     run = manifest(out, about={"part": "0/2"})
     finish(run, "Zoë 1", out, lesions=[lesion()])
     run.failed("bad", tmp_path / "in" / "bad.nii.gz", "truncated;\n copy it again")
+    run.assemble()
     content = read_json(out / "run.json")
     assert content["schema"] == 1
     assert content["versions"]["nnunetv2"]
@@ -60,6 +65,7 @@ def test_lesions_csv_is_stable(tmp_path):
         for name in order:
             finish(run, name, out, lesions=[lesion(), lesion("cyst")])
         run.failed("z", tmp_path / "z", "gone")
+        run.assemble()
         tables.append((out / "lesions.csv").read_bytes())
     assert tables[0] == tables[1]
     rows = list(csv.DictReader(tables[0].decode().splitlines()))
@@ -105,6 +111,7 @@ def test_a_failed_case_may_be_done_later_and_a_folder_is_a_source(tmp_path):
     (series / "2.dcm").write_text("2")
     finish(run, "a", out, series)
     assert run.is_done("a", series)
+    run.assemble()
     assert read_json(out / "run.json")["counts"] == {"done": 1, "failed": 0}
     (series / "3.dcm").write_text("3")
     assert not run.is_done("a", series)
@@ -115,10 +122,10 @@ def test_any_name_gets_a_record_of_its_own(tmp_path, name):
     run = manifest(tmp_path / "out")
     run.failed(name, tmp_path / "x", "r")
     assert run.record(name).name == name
-    path = run.record_path(name)
+    path = run.records.path(name)
     assert path.parent == tmp_path / "out" / ".kits-cascade" / "cases"
     assert list(path.parent.iterdir()) == [path]
-    assert path != run.record_path(name + "0")
+    assert path != run.records.path(name + "0")
     assert read_json(tmp_path / "out" / "run.json")["cases"][name]["reason"] == "r"
 
 
@@ -126,7 +133,7 @@ def test_a_damaged_record_is_named(tmp_path):
     out = tmp_path / "out"
     run = manifest(out)
     source = finish(run, "a", out)
-    run.record_path("a").write_text("{")
+    run.records.path("a").write_text("{")
     assert not manifest(out).is_done("a", source)
     with pytest.raises(FileFormatError, match="delete it"):
         manifest(out).assemble()
@@ -141,6 +148,7 @@ run = RunManifest(out, device=sys.argv[2], models=[], options={})
 sys.stdin.readline()
 for index in range(25):
     run.failed(f"{sys.argv[2]} {index:02d}", out / "x", "r")
+run.assemble()
 """
 
 
@@ -158,3 +166,93 @@ def test_several_processes_lose_nothing(tmp_path):
     assert sorted(content["cases"]) == sorted(f"{name} {index:02d}" for name in "abc" for index in range(25))
     assert len(content["runs"]) == 3
     assert not [path for path in out.rglob("*") if ".kc-tmp-" in path.name]
+
+
+def write_records(out, count):
+    """As many cases, finished without any work."""
+    run = manifest(out)
+    for number in range(count):
+        finish(run, f"case {number:05d}", out, lesions=[lesion()])
+    return run
+
+
+def test_a_finished_case_does_not_write_all_others_anew(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write_records(out, 20)
+    texts = []
+    monkeypatch.setattr(manifest_module, "write_text", lambda path, text: texts.append(path.name))
+    run = write_records(out, 40)
+    assert not texts  # run.json is younger than a minute
+    monkeypatch.setattr(manifest_module, "PAUSE_SECONDS", 0.0)
+    run._pause = 0.0
+    finish(run, "one more", out)
+    assert texts == ["lesions.csv", "run.json"]
+
+
+def test_resuming_reads_no_result_unless_asked_to(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    write_records(out, 30)
+    read = []
+    monkeypatch.setattr(manifest_module, "sha256", lambda path: read.append(path) or "wrong")
+    run, sources = manifest(out), sorted((tmp_path / "in").iterdir())
+    assert len(sources) == 30
+    assert all(run.is_done(source.name.removesuffix(".nii.gz"), source) for source in sources)
+    assert not read
+    assert not run.is_done("case 00000", sources[0], verify=True)
+    assert len(read) == 1
+
+
+def test_a_copied_folder_is_as_good(tmp_path):
+    out = tmp_path / "out"
+    source = finish(manifest(out), "a", out)
+    result = out / "a.nii.gz"
+    os.utime(result, (1, 1))
+    assert manifest(out).is_done("a", source)
+    result.write_text("Labels of a")  # as long as before
+    assert not manifest(out).is_done("a", source)
+
+
+def test_assembling_ends_although_others_go_on_writing(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run = write_records(out, 3)
+    other, number = manifest(out), iter(range(1000))
+    original = Records.listing
+
+    def busy(self):
+        if self is run.records:
+            other.failed(f"x {next(number)}", tmp_path / "x", "r")
+        return original(self)
+
+    monkeypatch.setattr(Records, "listing", busy)
+    run.assemble()
+    assert next(number) < 50
+
+
+def test_two_assemble_at_once_and_the_last_one_has_all(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run, other = write_records(out, 3), manifest(out)
+    original = manifest_module.write_text
+
+    def while_the_other_assembles(path, text):
+        monkeypatch.setattr(manifest_module, "write_text", original)
+        finish(other, "later", out)
+        other.assemble()
+        original(path, text)
+
+    monkeypatch.setattr(manifest_module, "write_text", while_the_other_assembles)
+    run.assemble()
+    assert "later" in read_json(out / "run.json")["cases"]
+
+
+def test_a_record_of_another_version_keeps_what_we_do_not_know(tmp_path):
+    out = tmp_path / "out"
+    run = manifest(out)
+    source = finish(run, "a", out)
+    path = run.records.path("a")
+    path.write_text(json.dumps(read_json(path) | {"verdict": {"word": "plausible"}}), encoding="utf-8")
+    record = run.records.get("a")
+    assert record.more == {"verdict": {"word": "plausible"}}
+    run.records.put(record)
+    run.assemble()
+    assert read_json(out / "run.json")["cases"]["a"]["verdict"] == {"word": "plausible"}
+    assert manifest(out).is_done("a", source)

@@ -7,9 +7,9 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,10 +23,13 @@ from kits_cascade.cli.runs import _conclude, _verdicts
 from kits_cascade.errors import UsageError
 from kits_cascade.inference.cascade import CascadeOptions
 from kits_cascade.inference.roi import FineGrid
-from kits_cascade.runs import claims as claims_module
+from kits_cascade.runs import runner as runner_module
 from kits_cascade.runs.claims import Claims
+from kits_cascade.runs.events import Summary
 from kits_cascade.runs.manifest import RunManifest
-from kits_cascade.runs.runner import DiskFullError, Runner, Summary, part_of
+from kits_cascade.runs.owners import Owner
+from kits_cascade.runs.parts import part_of
+from kits_cascade.runs.runner import DiskFullError, Runner
 from kits_cascade.volumes.find import find_inputs
 from tests.inference.handmade import write_models
 from tests.inference.oracle import HU, Oracle
@@ -51,11 +54,11 @@ def write_cases(folder, count=3):
     return folder
 
 
-def run(source, out, oracle=None, options=None, overwrite=False, part=None, listener=None, settings=None):
+def run(source, out, oracle=None, options=None, overwrite=False, part=None, listener=None, settings=None, **more):
     oracle = oracle or Oracle()
     cascade = Cascade(predictors=oracle, options=options or CascadeOptions())
     manifest = RunManifest(out, options=settings)
-    return Runner(lambda: cascade, out, manifest, overwrite, listener).run(part_of(find_inputs(source), part))
+    return Runner(lambda: cascade, out, manifest, overwrite, listener, **more).run(part_of(find_inputs(source), part))
 
 
 def labels_of(path):
@@ -246,58 +249,6 @@ def test_parts():
             part_of([1], wrong)
 
 
-# --- claims
-
-
-def test_a_claim_is_ones_own(tmp_path):
-    mine, other = Claims(tmp_path), Claims(tmp_path)
-    assert mine.take("a/b")
-    assert not other.take("a/b")  # this process lives
-    assert other.others_alive()
-    assert not mine.others_alive()
-    mine.release("a/b")
-    assert other.take("a/b")
-    assert not other.taken_over("a/b")
-    mine.close()
-    other.close()
-    assert not list(mine.folder.glob("*.json"))
-
-
-@pytest.mark.parametrize("content", ['{"host": "HOST", "pid": 999999999, "born": ""}', '{"host"', ""])
-def test_claims_of_the_dead_are_taken_over(tmp_path, content):
-    claims = Claims(tmp_path)
-    path = claims.folder / "a.json"
-    path.write_text(content.replace("HOST", os.uname().nodename))
-    os.utime(path, (time.time() - 60, time.time() - 60))
-    assert claims.take("a")
-    assert claims.taken_over("a")
-    claims.close()
-
-
-def test_claims_of_another_machine_count_while_they_are_touched(tmp_path):
-    claims = Claims(tmp_path)
-    path = claims.folder / "a.json"
-    path.write_text('{"host": "elsewhere", "pid": 1, "born": ""}')
-    assert not claims.take("a")
-    old = time.time() - claims_module.STALE_SECONDS - 5
-    os.utime(path, (old, old))
-    assert claims.take("a")
-    claims.close()
-
-
-def test_a_living_owner_touches_its_claims(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims_module, "BEAT_SECONDS", 0.05)
-    claims = Claims(tmp_path)
-    claims.take("a")
-    path = claims.folder / "a.json"
-    os.utime(path, (1, 1))
-    deadline = time.time() + 5
-    while path.stat().st_mtime < 2 and time.time() < deadline:
-        time.sleep(0.02)
-    assert path.stat().st_mtime > 2
-    claims.close()
-
-
 # --- the command as a process
 
 
@@ -317,7 +268,7 @@ def start(results, source, out, *more, seconds=0.0, **options):
 
 
 def finish(process):
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=600)
     return process.returncode, text
 
 
@@ -351,7 +302,7 @@ def test_killed_after_a_case_was_finished_its_claim_goes(results, tmp_path):
     assert finish(start(results, source, out))[0] == 0
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    owner = {"host": socket.gethostname(), "pid": dead.pid, "born": "1"}
+    owner = Owner.this().to_json() | {"pid": dead.pid, "born": "1"}
     name = next(p.name for p in (out / ".kits-cascade" / "cases").glob("[!.]*.json"))
     (out / ".kits-cascade" / "claims" / name).write_text(json.dumps(owner), encoding="utf-8")
     assert finish(start(results, source, out))[0] == 0
@@ -429,3 +380,124 @@ def test_folds_and_wrong_options(results, tmp_path):
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     code, text = finish(start(results, source, tmp_path / "out", "-f", "0", "-q", "--fast"))
     assert (code, text) == (0, "")
+
+
+# --- several workers
+
+
+class Losing(Oracle):
+    """Stands still in its first case until another process has taken the case over, finished it, or neither."""
+
+    def __init__(self, meanwhile):
+        super().__init__()
+        self.meanwhile = meanwhile
+
+    def coarse(self, image, spacing):
+        if not self.calls:
+            self.meanwhile()
+        return super().coarse(image, spacing)
+
+
+def claim_path(out, name="case 0"):
+    return out / ".kits-cascade" / "claims" / f"{name}.json"
+
+
+def test_an_owner_that_comes_late_leaves_the_case_to_its_successor(tmp_path):
+    source, out = write_cases(tmp_path / "in", 1), tmp_path / "out"
+    successor = Owner.this().to_json() | {"case": "case 0", "token": "of the successor"}
+    oracle = Losing(lambda: claim_path(out).write_text(json.dumps(successor)))
+    summary = run(source, out, oracle)
+    assert (summary.done, summary.elsewhere, summary.exit_code) == ([], ["case 0"], 0)
+    assert not (out / "case 0.nii.gz").exists()
+    assert json.loads(claim_path(out).read_text())["token"] == "of the successor"
+
+
+def test_waiting_for_others_and_helping_when_they_die(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner_module, "_WAIT_SECONDS", 0.05)
+    source, out = write_cases(tmp_path / "in", 2), tmp_path / "out"
+    other = Claims(out)
+    assert other.take("case 0")
+    said = []
+
+    def listen(event):
+        said.append(event)
+        if "waiting" in event.text and other.holds("case 0"):
+            dead = json.loads(claim_path(out).read_text()) | {"pid": 999999999}
+            claim_path(out).write_text(json.dumps(dead))
+
+    summary = run(source, out, listener=listen, wait=True)
+    assert (summary.done, summary.elsewhere) == (["case 1", "case 0"], [])
+    assert any("waiting for 1 cases" in event.text for event in said)
+    other.close()
+    assert not strays(out)
+
+
+def dead_claim(out, name, deaths):
+    claim_path(out).parent.mkdir(parents=True, exist_ok=True)
+    dead = Owner.this().to_json() | {"pid": 999999999, "case": name, "token": "t", "deaths": deaths, "begun": True}
+    claim_path(out, name).write_text(json.dumps(dead))
+
+
+def test_a_case_that_kills_three_workers_is_set_aside(tmp_path):
+    source, out = write_cases(tmp_path / "in", 3), tmp_path / "out"
+    dead_claim(out, "case 0", deaths=1)
+    dead_claim(out, "case 1", deaths=2)
+    summary = run(source, out)
+    assert summary.done == ["case 0", "case 2"]
+    assert "3 workers died" in summary.failed["case 1"]
+    assert not strays(out)
+    again = run(source, out)  # the budget is spent, until it is asked for
+    assert (again.done, list(again.failed), again.exit_code) == ([], ["case 1"], 1)
+    assert run(source, out, retry=True).done == ["case 1"]
+
+
+def test_a_suspect_is_worked_on_alone(tmp_path):
+    source, out = write_cases(tmp_path / "in", 3), tmp_path / "out"
+    dead_claim(out, "case 0", deaths=0)
+    beside = []
+    first = Losing(lambda: beside.extend(p.stem for p in claim_path(out).parent.glob("[!.]*.json")))
+    assert len(run(source, out, first).done) == 3
+    assert beside == ["case 0"]
+
+
+def test_what_failed_is_not_tried_again_by_each_of_many_workers(tmp_path):
+    source, out = write_cases(tmp_path / "in", 3), tmp_path / "out"
+    other = RunManifest(out)
+    record = other.records.path("case 2")
+
+    def fails_elsewhere():
+        other.failed("case 2", source / "case 2_0000.nii.gz", "bad")
+        os.utime(record, (time.time() + 60,) * 2)
+
+    summary = run(source, out, Losing(fails_elsewhere))
+    assert (summary.done, summary.failed) == (["case 0", "case 1"], {"case 2": "bad"})
+    os.utime(record, (1, 1))
+    assert run(source, out).done == ["case 2"]  # a run that begins later tries again
+
+
+def test_a_walltime_that_ends_while_a_case_is_written_leaves_it_to_the_next(tmp_path, monkeypatch):
+    source, out = write_cases(tmp_path / "in", 1), tmp_path / "out"
+    monkeypatch.setattr(runner_module, "_PATIENCE_SECONDS", 0.05)
+    written, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments):  # the result lies there, its record does not
+        written.set()
+        go_on.wait(60)
+        raise RuntimeError("the process would have ended here")
+
+    monkeypatch.setattr(RunManifest, "done", slow)
+    monkeypatch.setattr(Runner, "_wait_for_writing", lambda self: interrupt_once(self, written))
+    with pytest.raises(KeyboardInterrupt):
+        run(source, out)
+    monkeypatch.undo()
+    assert (out / "case 0.nii.gz").exists()
+    assert json.loads(claim_path(out).read_text())["left"]
+    assert run(source, out).done == ["case 0"]  # at once, and the result is known to be ours
+    assert not strays(out)
+    go_on.set()
+
+
+def interrupt_once(runner, written):
+    if runner._writing is not None:
+        assert written.wait(60)
+        raise KeyboardInterrupt
