@@ -68,11 +68,15 @@ class Crew:
                 sweep_strays(self.job.out)
             self.manifest.assemble()
             self.picker.tidy(cases)
+        except KeyboardInterrupt:
+            self.manifest.assemble_what_is_new()
+            raise
         finally:
             self.claims.close()
         return self.progress.summary
 
     def _run_loops(self, count: int) -> None:
+        self.manifest.write_header()
         loops = {number: self._submit(number, count) for number in range(count)}
         try:
             while loops:

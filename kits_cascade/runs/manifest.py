@@ -151,10 +151,15 @@ class RunManifest:
         # Names of files are bytes, and may not be text; JSON is.
         record.input = record.input.encode("utf-8", "replace").decode("utf-8")
         record.seconds = {stage: round(seconds, 3) for stage, seconds in record.seconds.items()}
-        if not self._header_written:
-            write_json(self.state / "runs" / f"{self.run_id}.json", self.header)
-            self._header_written = True
+        self.write_header()
         self._assemble_now_and_then(self.records.put(record))
+
+    def write_header(self) -> None:
+        """Make the run known; of many workers of one run, whoever has begun it has done so."""
+        path = self.state / "runs" / f"{self.run_id}.json"
+        if not self._header_written and not path.exists():
+            write_json(path, self.header)
+        self._header_written = True
 
     def _assemble_now_and_then(self, written: Path) -> None:
         """Renew the tables, unless somebody has done it lately; both times are the file system's own."""
@@ -163,6 +168,11 @@ class RunManifest:
         except FileNotFoundError:
             age = self._pause
         if age >= self._pause:
+            self.assemble(rounds=1)
+
+    def assemble_what_is_new(self) -> None:
+        """For a run that is interrupted: if it has recorded anything, the tables are to say so."""
+        if self._header_written:
             self.assemble(rounds=1)
 
     def assemble(self, rounds: int = _ROUNDS) -> None:

@@ -78,11 +78,14 @@ class Runner:
         unfinished = None
         try:
             self._work_on_all(self.picker.start(cases))
-            self.manifest.assemble()
-            self.picker.tidy(cases)
+            if self.picker.first is None:  # else whoever has begun the run does it, once for all workers
+                self.manifest.assemble()
+                self.picker.tidy(cases)
         except KeyboardInterrupt:
             unfinished = self._let_writing_end()
             sweep_own_strays(self.out)
+            if self.picker.first is None:
+                self.manifest.assemble_what_is_new()
             raise
         except OSError as error:
             if _no_room(error):
