@@ -76,7 +76,6 @@ class Crew:
         return self.progress.summary
 
     def _run_loops(self, count: int) -> None:
-        self.manifest.write_header()
         loops = {number: self._submit(number, count) for number in range(count)}
         try:
             while loops:

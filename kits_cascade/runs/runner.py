@@ -70,6 +70,9 @@ class Runner:
     def cascade(self) -> Cascade:
         """The cascade, loaded when it is first needed: before a case is to blame for what happens."""
         cascade = self._load()
+        header = self.manifest.header
+        header["device"] = cascade.device or header["device"]  # what is used, not what was asked for
+        self.manifest.write_header()
         self.claims.ready()
         return cascade
 

@@ -186,7 +186,7 @@ def test_a_finished_case_does_not_write_all_others_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest_module, "PAUSE_SECONDS", 0.0)
     run._pause = 0.0
     finish(run, "one more", out)
-    assert texts == ["lesions.csv", "run.json"]
+    assert texts == ["run.json"]
 
 
 def test_resuming_reads_no_result_unless_asked_to(tmp_path, monkeypatch):
