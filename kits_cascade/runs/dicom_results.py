@@ -52,7 +52,9 @@ def with_dicom_sources(cases: Sequence[InputCase], kinds: Sequence[str]) -> list
 
 def remarks_on(record: CaseRecord) -> list[str]:
     """What a reader of the report should know."""
-    return [*record.doubts, *record.warnings]
+    verdict = [f"Verdict of the automatic checks: {record.verdict}."] if record.verdict else []
+    doubts = [str(finding["text"]) for finding in record.findings if finding["severity"] != "note"]
+    return [*verdict, *doubts, *record.warnings]
 
 
 def write_dicom(
@@ -133,7 +135,7 @@ def _findings(result: Result, folder: Path, labels: Volume) -> Findings:
     record = result.record
     if sha256(result.path) == record.result:
         return Findings([LesionRow(**row) for row in record.lesions], record.volumes_ml, remarks_on(record))
-    return _measure(load_case(find_inputs(folder)[0]), labels, remarks_on(record))
+    return _measure(load_case(find_inputs(folder)[0]), labels, record.warnings)  # the verdict was of other labels
 
 
 def _measure(loaded: LoadedCase, labels: Volume, remarks: list[str]) -> Findings:

@@ -92,7 +92,7 @@ def make_sr(source: SourceSeries, findings: Findings, seg: Segmentation | None, 
 
 def _verdict(findings: Findings) -> list[str]:
     """Doubts first, then what the numbers alone do not say."""
-    texts = list(findings.remarks) or ["The automatic checks of the result found nothing unusual."]
+    texts = list(findings.remarks)
     texts += [
         f"{lesion.kind} {lesion.number} reaches the border of the scan: its true size may be larger."
         for lesion in findings.lesions

@@ -51,6 +51,9 @@ def test_beside_the_labels_and_afterwards(tmp_path):
     described = pydicom.dcmread(seg).SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
     assert described.AlgorithmParameters == f"networks={networks}"
 
+    verdict = RunManifest(out).record("p1").verdict
+    assert f"Verdict of the automatic checks: {verdict}.".encode() in sr.read_bytes()
+
     before = pydicom.dcmread(seg), pydicom.dcmread(sr)
     seg.unlink()
     sr.unlink()
