@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml hatch_build.py
 demo: $(STAMP)  ## phantoms, training, prediction, scores and a picture in DEMO=demo; minutes, no GPU
 	$(BIN)/kits-cascade demo --train -o $(DEMO)
 
-weights: $(STAMP)  ## the shipped networks, from MASKS=DIR and ANATOMY=DIR (docs/networks.md); hours, resumable
+weights: $(STAMP)  ## the shipped networks, from MASKS=DIR and ANATOMY=DIR (docs/painter.md); hours, resumable
 	$(BIN)/kits-cascade weights -o $(WEIGHTS) --masks $(MASKS) --anatomy $(ANATOMY)
 
 test: $(STAMP)  ## every test
