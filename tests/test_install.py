@@ -92,7 +92,7 @@ def test_commands_run_from_elsewhere(installed, tmp_path):
 
 def test_presets_are_found(installed, tmp_path):
     _, bin_, _, _ = installed
-    code = "from kits_cascade.data.plans import preset_folder as f; print(sorted(p.name for p in f().glob('*.json')))"
+    code = "from kits_cascade.data.presets import preset_folder as f; print(sorted(p.name for p in f().glob('*.json')))"
     names = run(bin_ / "python", "-c", code, cwd=tmp_path).stdout
     assert names.strip() == str(sorted(p.name for p in (REPOSITORY / "plans").glob("*.json")))
 

@@ -271,7 +271,7 @@ def test_all_presets_are_valid_and_complete():
     ("place", "value", "words"),
     [
         (("spacing",), [1.0, 0, 1.0], r"spacing: \[1.0, 0, 1.0\] is not three sizes in mm"),
-        (("patch_size",), [16, 16], "patch_size.*three whole numbers"),
+        (("patch_size",), [16, 16], r"patch_size: \[16, 16\] has 2 values; this configuration has 3 axes"),
         (("patch_size",), [16, 16, 15], r"\[16, 16, 15\] must be a multiple of \[2, 2, 2\]"),
         (("batch_size",), 0, "batch_size"),
         (("patches",), 1, "unknown key patches; known are"),

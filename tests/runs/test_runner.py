@@ -341,7 +341,8 @@ def test_two_processes_do_every_case_once(results, tmp_path, parts):
     assert [code for code, _ in ends] == [0, 0], ends
     done = [text.count(": done") for _, text in ends]
     assert sum(done) == 9
-    assert min(done) >= 1
+    if parts[0]:  # else, on a busy machine, one may have done all before the other has started
+        assert min(done) >= 1
     assert len(set(records(out).values())) == 2
     assert finish(start(results, source, tmp_path / "alone"))[0] == 0
     assert contents(out) == contents(tmp_path / "alone")
