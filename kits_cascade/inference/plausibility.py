@@ -58,10 +58,10 @@ INPUT_CHECKS: Final[tuple[Check[ImageFacts], ...]] = (
           view.find_upside_down),
     Check("view: face down", "doubt", "the spine stands in the front part of the body ({place:.0%} of the way; usual: "
           "15 to 50 %): front and back seem to be exchanged", view.find_face_down),
-    Check("view: mirrored", "doubt", "the liver seems to lie on the left ({left:.0f} mL of even tissue, {right:.0f} on "
-          "the right): mirrored, unless the person is", view.find_mirrored),
+    Check("view: mirrored", "note", "the liver seems to lie on the left ({left:.0f} mL more of even tissue than on the "
+          "right): the scan is mirrored, unless the person is", view.find_mirrored),
     Check("view: slices missing", "doubt", "two slices differ {ratio:.1f} times as much as any near them (usual: below "
-          "1.6): slices seem to be missing between them", view.find_missing_slices),
+          "1.25): slices seem to be missing between them", view.find_missing_slices),
     Check("view: slices doubled", "doubt", "{count} slices are the very same as the one before",
           view.find_duplicate_slices),
     Check("view: thick slices", "doubt", "voxels of {sizes} mm; the networks have seen slices of {limit:g} mm at most",
@@ -101,8 +101,8 @@ RESULT_CHECKS: Final[tuple[Check[ResultFacts], ...]] = (
     Check("kidneys: place", "doubt", "a kidney {right:.0f} mm beside the spine and {front:.0f} mm before it; usual are "
           "40 to 90 and -30 to 50 (transplants and pelvic kidneys lie elsewhere)", kidneys.find_place),
     Check("kidneys: one side", "doubt", "both kidneys lie on the {side}", kidneys.find_one_side),
-    Check("kidneys: unlike", "doubt", "the two kidneys differ by a factor of {ratio:.1f} in tissue and by "
-          "{apart:.0f} HU; usual are less than 2 and 20", kidneys.find_unlike),
+    Check("kidneys: unlike", "doubt", "the two kidneys differ by a factor of {ratio:.1f} in tissue, by {apart:.0f} HU "
+          "and by {off:.0f} mm in height or depth; usual are less than 2, 20 and 50", kidneys.find_unlike),
     Check("lesions: dense cyst", "doubt", "{name} has {hu:.0f} HU; cysts have 0 to 20, with blood up to 100",
           lesions.find_dense_cyst),
     Check("lesions: fatty cyst", "doubt", "{name} has {hu:.0f} HU, as fat or air; cysts have 0 to 20",

@@ -32,6 +32,9 @@ _BESIDE_MM: Final = (12.0, 140.0)
 _BEFORE_MM: Final = (-70.0, 110.0)
 _OUTSIDE: Final = 0.12
 _ALIKE_HU: Final = 90.0
+# In 57 masks of KiTS23 two kidneys lie up to 52 mm apart in height (one pair 100), and up to 57 mm in depth.
+_OTHER_HU: Final = 30.0
+_OTHER_ORGAN: Final = 1.75
 _ALIKE_ML: Final = 6.0  # times; atrophy makes kidneys small, and the other one large
 
 
@@ -183,5 +186,9 @@ def find_unlike(facts: ResultFacts) -> Iterable[Hit]:
         return
     ratio = max(k.tissue_ml for k in pair) / min(k.tissue_ml for k in pair)
     apart = abs(pair[0].hu - pair[1].hu)
-    if ratio > _ALIKE_ML or apart > _ALIKE_HU:
-        yield Hit({"ratio": ratio, "apart": apart}, min(pair, key=lambda k: k.tissue_ml).centre)
+    up, front = (abs(a - b) for a, b in zip(pair[0].centre_mm[:2], pair[1].centre_mm[:2], strict=True))
+    # A spleen beside a kidney: each difference alone is no wonder.
+    other_organ = apart > _OTHER_HU and apart / 50 + up / 80 + front / 50 > _OTHER_ORGAN
+    if ratio > _ALIKE_ML or apart > _ALIKE_HU or other_organ:
+        values = {"ratio": ratio, "apart": apart, "off": max(up, front)}
+        yield Hit(values, min(pair, key=lambda k: k.tissue_ml).centre)

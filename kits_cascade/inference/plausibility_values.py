@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
+from scipy import ndimage
 
 from kits_cascade.inference.plausibility_facts import PADDING_HU, ImageFacts
 from kits_cascade.inference.plausibility_finding import Hit
@@ -104,11 +105,12 @@ _KINDS: Final[tuple[tuple[str, Callable[[ImageFacts], bool]], ...]] = (
 
 def soft_tissue_peak(facts: ImageFacts) -> float | None:
     """Where most of the soft tissue is, in HU; None where there is too little to say."""
-    counts, edges = np.histogram(facts.sketch[facts.body], bins=38, range=_SEARCH_HU)
+    smooth = ndimage.uniform_filter(facts.sketch.clip(-200, 400), 3)  # or noise would drown the peaks
+    counts, edges = np.histogram(smooth[facts.body], bins=38, range=_SEARCH_HU)
     if counts.sum() < 500:
         return None
-    smooth = np.convolve(counts, (0.25, 0.5, 0.25), mode="same")
-    return float(edges[int(smooth[4:].argmax()) + 4] + (edges[1] - edges[0]) / 2)
+    counts = np.convolve(counts, (0.25, 0.5, 0.25), mode="same")
+    return float(edges[int(counts[4:].argmax()) + 4] + (edges[1] - edges[0]) / 2)
 
 
 def find_kind(kind: str) -> Callable[[ImageFacts], Iterable[Hit]]:

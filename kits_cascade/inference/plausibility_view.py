@@ -25,9 +25,14 @@ _THICKEST_MM: Final = 7.5
 _SHORTEST_MM: Final = 100.0
 _ANISOTROPY: Final = 13.0
 _SHEAR: Final = 0.03  # cosine between axes that should be square to each other: 1.7 degrees
-_JUMP: Final = 2.2  # to the largest near it; slices that belong together stay below 1.6
+_JUMP: Final = 1.6  # to the largest near it; slices that belong together stay below 1.25
 _NEAR_SLICES: Final = 8
-_LIVER_RATIO: Final = 1.8  # right to left; the spleen is a tenth to a fifth of the liver
+_EVEN_HU: Final = 30.0
+_LIVER_HU: Final = (30.0, 160.0)
+_ODD_LIVER_HU: Final = (-10.0, 220.0)
+_SLAB_MM: Final = 60.0
+_LIVER_ML: Final = 150.0  # a liver of 1500 mL has half of it in such a slab; spleen and stomach balance a part
+_LIVER_RATIO: Final = 1.5
 
 
 def _touches_sides(body: Array) -> bool:
@@ -108,26 +113,43 @@ def find_face_down(facts: ImageFacts) -> Iterable[Hit]:
         yield Hit({"place": place})
 
 
+def even_tissue(facts: ImageFacts) -> tuple[Array, Array, Array]:
+    """Even soft tissue in front of the spine, mL by slice: liver left, liver right, anything like it on both sides.
+
+    What may be a fatty liver, or one full of contrast medium, is only "like it": rows for left and right.
+    """
+    size = [max(1, round(12 / s)) for s in facts.spacing]
+    soft = facts.sketch.clip(-200, 300)
+    mean = ndimage.uniform_filter(soft, size)
+    spread = np.sqrt(np.maximum(ndimage.uniform_filter(soft**2, size) - mean**2, 0))
+    even = ndimage.binary_opening(
+        (spread < _EVEN_HU) & (mean > _ODD_LIVER_HU[0]) & (mean < _ODD_LIVER_HU[1]) & facts.body, iterations=2
+    )
+    spine = facts.spine or (0.0, 0.0)
+    even[:, : round(spine[0] / facts.spacing[1])] = False  # the muscles of the back
+    middle, voxel_ml = round(spine[1] / facts.spacing[2]), float(np.prod(facts.spacing)) / 1000
+    liver = even & (mean > _LIVER_HU[0]) & (mean < _LIVER_HU[1])
+    left, right = (liver[:, :, side].sum(axis=(1, 2)) * voxel_ml for side in (slice(middle), slice(middle, None)))
+    both = np.stack([even[:, :, side].sum(axis=(1, 2)) * voxel_ml for side in (slice(middle), slice(middle, None))])
+    return left, right, both
+
+
 def liver_sides(facts: ImageFacts) -> tuple[float, float]:
-    """Even soft tissue in the upper part of the abdomen, left and right of the spine, in mL: mostly liver."""
+    """By how much the left has more even tissue than the right in the slab where it has most, and the reverse; mL."""
     if facts.spine is None:
         return 0.0, 0.0
-    smooth = ndimage.uniform_filter(facts.sketch.clip(-200, 300), [max(1, round(12 / s)) for s in facts.spacing])
-    square = ndimage.uniform_filter(facts.sketch.clip(-200, 300) ** 2, [max(1, round(12 / s)) for s in facts.spacing])
-    even = (np.sqrt(np.maximum(square - smooth**2, 0)) < 30) & (smooth > 30) & (smooth < 160) & facts.body
-    even = ndimage.binary_opening(even, iterations=2)
-    middle = round(facts.spine[1] / facts.spacing[2])
-    front = round(facts.spine[0] / facts.spacing[1])  # muscles of the back lie behind the spine
-    voxel_ml = float(np.prod(facts.spacing)) / 1000
-    even = even[:, front:]
-    return float(even[:, :, :middle].sum()) * voxel_ml, float(even[:, :, middle:].sum()) * voxel_ml
+    left, right, (any_left, any_right) = even_tissue(facts)
+    slab = np.ones(min(len(left), max(1, round(_SLAB_MM / facts.spacing[0]))))
+    more_left = np.convolve(left - any_right, slab, mode="valid")
+    more_right = np.convolve(right - any_left, slab, mode="valid")
+    return float(more_left.max()), float(more_right.max())
 
 
 def find_mirrored(facts: ImageFacts) -> Iterable[Hit]:
     """A liver on the left."""
     left, right = liver_sides(facts)
-    if left > 500 and left > _LIVER_RATIO * right:
-        yield Hit({"left": left, "right": right})
+    if left > _LIVER_ML and left > _LIVER_RATIO * right:
+        yield Hit({"left": left})
 
 
 def find_missing_slices(facts: ImageFacts) -> Iterable[Hit]:
