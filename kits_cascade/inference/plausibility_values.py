@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 from scipy import ndimage
+from scipy.signal import find_peaks
 
 from kits_cascade.inference.plausibility_facts import PADDING_HU, ImageFacts
 from kits_cascade.inference.plausibility_finding import Hit
@@ -29,6 +30,7 @@ _LEAST_RANGE: Final = 60.0  # fat and water alone are 100 apart
 _NOISE_LIKENESS: Final = 0.25  # correlation of voxels 4 mm apart; real CT has 0.8 and more
 _PADDED: Final = 0.005
 _SOFT_HU: Final = (-20.0, 130.0)  # the soft tissue's peak, plain to late
+_FAT_ENDS_HU: Final = -50.0
 _SEARCH_HU: Final = (-90.0, 290.0)  # where else it is looked for
 
 
@@ -110,7 +112,11 @@ def soft_tissue_peak(facts: ImageFacts) -> float | None:
     if counts.sum() < 500:
         return None
     counts = np.convolve(counts, (0.25, 0.5, 0.25), mode="same")
-    return float(edges[int(counts[4:].argmax()) + 4] + (edges[1] - edges[0]) / 2)
+    # Not the flank of fat, which may be higher than all of the soft tissue.
+    peaks = [int(k) for k in find_peaks(counts, height=0.03 * counts.sum())[0] if edges[k] >= _FAT_ENDS_HU]
+    if not peaks:
+        return None
+    return float(edges[max(peaks, key=lambda k: counts[k])] + (edges[1] - edges[0]) / 2)
 
 
 def find_kind(kind: str) -> Callable[[ImageFacts], Iterable[Hit]]:
