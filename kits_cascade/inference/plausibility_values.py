@@ -29,7 +29,7 @@ _LOWEST_HU: Final = -4000.0
 _LEAST_RANGE: Final = 60.0  # fat and water alone are 100 apart
 _NOISE_LIKENESS: Final = 0.25  # correlation of voxels 4 mm apart; real CT has 0.8 and more
 _PADDED: Final = 0.005
-_SOFT_HU: Final = (-20.0, 130.0)  # the soft tissue's peak, plain to late
+_SOFT_HU: Final = (-40.0, 140.0)  # the soft tissue's peak, plain to late
 _FAT_ENDS_HU: Final = -50.0
 _SEARCH_HU: Final = (-90.0, 290.0)  # where else it is looked for
 
