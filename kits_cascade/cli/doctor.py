@@ -29,6 +29,7 @@ Status = Literal["ok", "warn", "fail"]
 LARGEST_CASE_GIB: Final = 4.0
 NNUNET_EXPORT_GIB: Final = 14.0
 TRAINING_FREE_GIB: Final = 250.0
+OPENVINO_GAIN: Final = "the networks take half of PyTorch's time or less"
 _GIB: Final = float(1 << 30)
 
 
@@ -83,6 +84,16 @@ def _torch() -> Iterable[Finding]:
     else:
         remedy = "prediction works, at minutes a case; training on real data wants a CUDA GPU"
         yield Finding("torch", "warn", f"{torch.__version__}, CPU only ({os.cpu_count()} cores)", remedy)
+
+
+def _engine() -> Iterable[Finding]:
+    from kits_cascade.inference.nnunet.engines import CPU, OPENVINO, TORCH, choose_computing, hardware
+
+    chosen = choose_computing("auto", "auto", "auto")
+    detail = f"prediction computes with {chosen.engine} in {chosen.precision} on {hardware(chosen.device)}"
+    lacking = chosen.engine == TORCH and chosen.kind == CPU
+    remedy = f"pip install 'kits-cascade[fast]' brings {OPENVINO}: {OPENVINO_GAIN}" if lacking else ""
+    yield Finding("engine", "ok", detail, remedy)
 
 
 def _torchvision() -> Iterable[Finding]:
@@ -200,6 +211,7 @@ def _memory() -> Iterable[Finding]:
 _CHECKS: Final[tuple[Callable[[], Iterable[Finding]], ...]] = (
     _python,
     _torch,
+    _engine,
     _torchvision,
     _nnunet,
     _folders,

@@ -30,6 +30,14 @@ Devices = Annotated[
         "--device", metavar="LIST", help="auto, cuda, cpu, mps, or several GPUs, each with a fold: cuda:0,cuda:1."
     ),
 ]
+Engine = Annotated[
+    Literal["auto", "torch", "openvino"] | None,
+    typer.Option(help="What runs the networks: auto is OpenVINO on processors where it is installed, else PyTorch."),
+]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"] | None,
+    typer.Option(help="Of the networks: auto is bf16 on processors that are fast in it, fp16 on CUDA, else fp32."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
 SourceId = Annotated[int, typer.Option("-d", "--dataset-id", min=1, max=999, help="Source dataset.")]
@@ -46,6 +54,13 @@ GpuMemory = Annotated[
 Models = Annotated[
     Path | None,
     typer.Option("-m", "--models", help="Folder or zip of `models export`; by default those in nnUNet_results."),
+]
+Fine = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER_OR_ZIP",
+        help="A network of KiTS in nnU-Net's layout (labels or regions) instead of the kidney and masses stages.",
+    ),
 ]
 Model = Annotated[
     list[str] | None,

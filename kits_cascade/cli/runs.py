@@ -15,6 +15,8 @@ import typer
 from kits_cascade.cli.options import (
     Checkpoint,
     Device,
+    Engine,
+    Fine,
     Folds,
     Ids,
     Model,
@@ -23,6 +25,7 @@ from kits_cascade.cli.options import (
     NnunetDir,
     OnEmpty,
     Overwrite,
+    Precision,
     Quiet,
     SystemName,
     parse_choices,
@@ -49,12 +52,15 @@ def predict(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the label files, run.json and lesions.csv.")],
     system: SystemName = "cascade",
     models: Models = None,
+    fine: Fine = None,
     folds: Folds = None,
     more_folds: MoreFolds = None,
     model: Model = None,
     checkpoint: Checkpoint = None,
     ids: Ids = "221,222,223",
     device: Device = "auto",
+    engine: Engine = None,
+    precision: Precision = None,
     options: Annotated[
         Path | None,
         typer.Option(
@@ -152,7 +158,12 @@ def predict(
         )
     else:
         chosen = resolve_models(
-            models, folds=wanted, choose=parse_choices(model), checkpoint=checkpoint, dataset_ids=parse_ids(ids)
+            models,
+            folds=wanted,
+            choose=parse_choices(model),
+            checkpoint=checkpoint,
+            dataset_ids=parse_ids(ids),
+            fine=fine,
         )
     if chosen.notice and not quiet:
         typer.echo(chosen.notice)
@@ -167,7 +178,7 @@ def predict(
             chosen,
             device=device,
             options=result,
-            speed=speed.changed(tta, fast),
+            speed=speed.changed(tta, fast, engine, precision),
             overwrite=overwrite,
             about={"part": part, "total": len(found)},
             accept_values=accept_values,

@@ -38,19 +38,30 @@ __all__ = ["Cascade", "CascadeOptions", "Prediction", "Speed"]
 
 @dataclass(frozen=True)
 class Speed:
-    """How thoroughly the networks look."""
+    """How thoroughly the networks look, and what they compute with."""
 
     tta: bool = True  # mirrored copies of every tile in the fine stages, as nnU-Net does by default
     tile_step: float = 0.5
     coarse_tile_step: float = 0.75
     skip_beyond_mm: float | None = 10.0  # leave out tiles of the masses stage further than this from the kidney
     kidney_skip_beyond_mm: float | None = 20.0  # and of the kidney stage from what the coarse stage saw
+    engine: str = "auto"  # or torch, openvino
+    precision: str = "auto"  # or fp32, bf16
 
-    def changed(self, tta: bool | None = None, fast: bool = False) -> Speed:
+    def changed(
+        self, tta: bool | None = None, fast: bool = False, engine: str | None = None, precision: str | None = None
+    ) -> Speed:
         """By the command line's switches; None leaves what is set."""
-        if fast:
-            return replace(self, tta=False, tile_step=0.75)
-        return self if tta is None else replace(self, tta=tta)
+        given: dict[str, Any] = {"tta": tta, "engine": engine, "precision": precision}
+        given |= {"tta": False, "tile_step": 0.75} if fast else {}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def settled(self, device: str) -> Speed:
+        """With engine and precision by name, as this machine has them: they decide the result's last voxels."""
+        from kits_cascade.inference.nnunet.engines import choose_computing
+
+        computing = choose_computing(self.engine, self.precision, device)
+        return replace(self, engine=computing.engine, precision=computing.precision)
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,12 @@ class Cascade:
     @property
     def device(self) -> str:
         """What the networks compute on; empty where they are not ours."""
-        return str(getattr(self.predictors, "device", ""))
+        return str(self.computed_with.get("device", ""))
+
+    @property
+    def computed_with(self) -> dict[str, Any]:
+        """Engine, precision, device and threads; empty where the networks are not ours."""
+        return dict(getattr(self.predictors, "computed_with", {}))
 
     def __call__(self, image: Any, spacing: Spacing | None = None, *, report: Report = lambda _: None) -> Prediction:
         """Segment a CT: a path, a nibabel or SimpleITK image, a volume, or a z, y, x array with its spacing."""
@@ -185,15 +201,17 @@ def _resolved(
 
 def load_networks(models: Models, device: str, speed: Speed, options: CascadeOptions) -> Any:
     """The networks, ready to predict: Predictors of a cascade, or a WholePredictor."""
+    from kits_cascade.inference.nnunet.engines import choose_computing
     from kits_cascade.inference.nnunet.predictors import NnunetPredictors, WholePredictor
     from kits_cascade.inference.nnunet.tiles import TileOptions
     from kits_cascade.models.network import SingleModel
 
+    computing = choose_computing(speed.engine, speed.precision, device)
     if isinstance(models, SingleModel):
-        return WholePredictor(models.model, device, TileOptions(speed.tile_step, speed.tta, skip_beyond_mm=None))
+        return WholePredictor(models.model, computing, TileOptions(speed.tile_step, speed.tta, skip_beyond_mm=None))
     networks = NnunetPredictors(
         models,
-        device,
+        computing,
         coarse=TileOptions(speed.coarse_tile_step, mirror=False, skip_beyond_mm=None),
         fine=TileOptions(speed.tile_step, speed.tta, speed.skip_beyond_mm),
         kidney=TileOptions(speed.tile_step, speed.tta, speed.kidney_skip_beyond_mm),

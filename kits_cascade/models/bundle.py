@@ -58,7 +58,7 @@ def export_models(models: CascadeModels, out: Path, *, half: bool = False, about
     out = bundle_path(out)
     entries: dict[str, dict[str, Any]] = {}
     with (
-        _writing(out, "choose another place for the bundle"),
+        writing(out, "choose another place for the bundle"),
         tempfile.TemporaryDirectory(prefix="kits-cascade-") as folder,
         atomic_path(out) as temporary,
         zipfile.ZipFile(temporary, "w") as archive,
@@ -111,7 +111,7 @@ def import_models(bundle: Path, target: Path, *, overwrite: bool = False, manife
     """
     if not bundle.is_file():
         raise ModelError(f"{bundle}: no such file; needed is a bundle made by kits-cascade models export")
-    with _writing(target, "choose another folder with --to"):
+    with writing(target, "choose another folder with --to"):
         return _imported(bundle, target, overwrite, manifest)
 
 
@@ -163,12 +163,12 @@ def open_bundle(source: Path) -> Path | None:
         return source
     key = bundle_key(source)
     remedy = f"set XDG_CACHE_HOME, or unpack it yourself: kits-cascade models import {source} --to DIR"
-    with _writing(_cache_folder(), remedy):
+    with writing(cache_folder(), remedy):
         return _cached(source, key)
 
 
 def _cached(source: Path, key: str) -> Path:
-    cache = _cache_folder()
+    cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     target = cache / key
     if not (target / MANIFEST).is_file():
@@ -182,13 +182,14 @@ def _cached(source: Path, key: str) -> Path:
     return target
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where unpacked networks lie; it may be deleted at any time."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "kits-cascade" / "models"
 
 
 @contextmanager
-def _writing(where: Path, remedy: str) -> Iterator[None]:
+def writing(where: Path, remedy: str) -> Iterator[None]:
     """A full disk or a folder that belongs to someone else is no reason for a traceback."""
     try:
         yield

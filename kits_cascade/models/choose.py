@@ -11,6 +11,7 @@ from typing import Final
 
 from kits_cascade.errors import ModelError, UsageError
 from kits_cascade.models.bundle import open_bundle, read_bundled_networks
+from kits_cascade.models.fine import read_fine
 from kits_cascade.models.network import (
     MASSES,
     TUMOR,
@@ -36,6 +37,7 @@ def resolve_models(
     dataset_ids: Mapping[str, int] | None = None,
     results: Path | None = None,
     shipped: bool = True,
+    fine: Path | None = None,
 ) -> CascadeModels:
     """Find the networks.
 
@@ -44,24 +46,30 @@ def resolve_models(
     either, those that come with the package are taken (unless ``shipped`` is false). ``choose`` narrows a stage down
     by a pattern over ``trainer__plans__configuration`` (a trainer's name alone will do; two patterns with a comma name
     a pair for the masses stage), where there are several. Of a bundle only folds can be chosen.
+    ``fine`` is a network of KiTS in nnU-Net's layout that takes the place of the stages after the coarse one.
     """
     defaults = {stage.key: stage.dataset_id for stage in STAGES}
     usual = source is None and not choose and not checkpoint and defaults | dict(dataset_ids or {}) == defaults
     if shipped and usual and SHIPPED.is_file() and not _anything_trained(results):
-        return read_shipped(folds)
+        return _with_fine(read_shipped(folds), fine, folds)
     opened = open_bundle(source) if source is not None else None
     if opened is not None:
         other_ids = any(number != defaults.get(key) for key, number in (dataset_ids or {}).items())
         if choose or checkpoint or other_ids:
             raise UsageError(f"{source} is a bundle, whose networks are chosen already: only folds can be chosen of it")
-        return read_bundled_networks(opened, folds)
+        return _with_fine(read_bundled_networks(opened, folds), fine, folds)
     root = source or results or _results_folder()
     ids = defaults | dict(dataset_ids or {})
     found = {
         stage.key: _stage_models(root, stage, ids[stage.key], folds, (choose or {}).get(stage.key), checkpoint)
-        for stage in STAGES
+        for stage in (STAGES if fine is None else STAGES[:1])
     }
-    return CascadeModels(found["coarse"][0], found["kidney"][0], found["masses"])
+    kidney = found["kidney"][0] if fine is None else read_fine(fine, folds)
+    return CascadeModels(found["coarse"][0], kidney, found.get("masses", ()))
+
+
+def _with_fine(models: CascadeModels, fine: Path | None, folds: Sequence[Fold] | None) -> CascadeModels:
+    return models if fine is None else replace(models, kidney=read_fine(fine, folds), masses=())
 
 
 SHIPPED: Final = Path(__file__).parent / "shipped" / "networks.zip"

@@ -24,7 +24,7 @@ Fold = int | str  # a number, or "all"
 class StageModel:
     """One trained network: a folder as nnU-Net writes it, and what of it is used."""
 
-    key: str  # the stage: coarse, kidney or masses
+    key: str  # the stage: coarse, kidney or masses; or fine, for one that does the work of the last two
     folder: Path
     folds: tuple[Fold, ...]
     configuration: str
@@ -64,8 +64,8 @@ class CascadeModels:
     """The networks of the whole cascade."""
 
     coarse: StageModel
-    kidney: StageModel
-    masses: tuple[StageModel, ...]  # one network for both regions, or MassTrainer's and TumorTrainer's
+    kidney: StageModel  # or the fine one
+    masses: tuple[StageModel, ...]  # one for both regions, or MassTrainer's and TumorTrainer's; none with a fine one
     checksums: Mapping[Path, str] = field(default_factory=dict)  # as the bundle's manifest has them
     notice: str = ""  # what a user must know of them
 

@@ -26,9 +26,9 @@ FORMAT_VERSION: Final = 1
 CHUNK: Final = 1 << 20
 _PREFIX: Final = ".kits-cascade-import-"
 _MOST_FILES: Final = 200
-_MOST_JSON: Final = 64 << 20
-_MOST_WEIGHTS: Final = 8 << 30
-_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+MOST_JSON: Final = 64 << 20
+MOST_WEIGHTS: Final = 8 << 30
+PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 def read_bundle_manifest(folder: Path) -> dict[str, Any]:
@@ -53,18 +53,19 @@ def read_bundle_manifest(folder: Path) -> dict[str, Any]:
 
 def bundle_key(bundle: Path) -> str:
     """Tells bundles apart by their manifests, which hold the checksums of everything else."""
-    with _opened(bundle) as archive:
+    with opened_zip(bundle) as archive:
         return hashlib.sha256(_read_small(archive, MANIFEST, bundle)).hexdigest()[:24]
 
 
 def read_zip_manifest(bundle: Path) -> dict[str, Any]:
     """The checked manifest of a bundle that is still a zip."""
-    with _opened(bundle) as archive:
+    with opened_zip(bundle) as archive:
         return _manifest_of(archive, bundle)
 
 
 @contextmanager
-def _opened(bundle: Path) -> Iterator[zipfile.ZipFile]:
+def opened_zip(bundle: Path) -> Iterator[zipfile.ZipFile]:
+    """A zip; what is wrong with it, also while it is read, is a ModelError."""
     try:
         with zipfile.ZipFile(bundle) as archive:
             yield archive
@@ -78,7 +79,7 @@ def unpack_bundle(bundle: Path, beside: Path) -> Iterator[tuple[dict[str, Any], 
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=beside, ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary) / "bundle"
         folder.mkdir()
-        with _opened(bundle) as archive:
+        with opened_zip(bundle) as archive:
             content = _manifest_of(archive, bundle)
             for name, entry in content["files"].items():
                 _extract(archive, name, entry, folder, bundle)
@@ -103,7 +104,7 @@ def _manifest_of(archive: zipfile.ZipFile, bundle: Path) -> dict[str, Any]:
     for info in infos:
         _check_entry(info, content["files"].get(info.filename), bundle)
     total = sum(entry["bytes"] for entry in content["files"].values())
-    if total > bundle.stat().st_size * 2 + _MOST_JSON:
+    if total > bundle.stat().st_size * 2 + MOST_JSON:
         raise ModelError(f"{bundle}: unpacks to {total} bytes, far more than it has; refused")
     return content
 
@@ -111,11 +112,11 @@ def _manifest_of(archive: zipfile.ZipFile, bundle: Path) -> dict[str, Any]:
 def _read_small(archive: zipfile.ZipFile, name: str, bundle: Path) -> bytes:
     try:
         with archive.open(name) as stream:
-            content = stream.read(_MOST_JSON + 1)
+            content = stream.read(MOST_JSON + 1)
     except KeyError as error:
         raise ModelError(f"{bundle}: has no {name}; needed is a bundle made by kits-cascade models export") from error
-    if len(content) > _MOST_JSON:
-        raise ModelError(f"{bundle}: {name} is larger than {_MOST_JSON} bytes; refused")
+    if len(content) > MOST_JSON:
+        raise ModelError(f"{bundle}: {name} is larger than {MOST_JSON} bytes; refused")
     return content
 
 
@@ -130,7 +131,7 @@ def _checked_manifest(content: Any, where: Path) -> dict[str, Any]:
             )
         for name, entry in content["files"].items():
             _check_path(name, where)
-            limit = _MOST_WEIGHTS if name.endswith(".pth") else _MOST_JSON
+            limit = MOST_WEIGHTS if name.endswith(".pth") else MOST_JSON
             if not (isinstance(entry["bytes"], int) and 0 < entry["bytes"] <= limit and len(entry["sha256"]) == 64):
                 raise ModelError(f"{where}: the manifest gives {name} an impossible size or checksum")
         for stage in content["stages"]:
@@ -142,7 +143,7 @@ def _checked_manifest(content: Any, where: Path) -> dict[str, Any]:
 
 def _check_path(name: str, where: Path) -> None:
     parts = PurePosixPath(name).parts
-    sound = name == "/".join(parts) and all(_PLAIN_NAME.fullmatch(part) and ".." not in part for part in parts)
+    sound = name == "/".join(parts) and all(PLAIN_NAME.fullmatch(part) and ".." not in part for part in parts)
     kinds = {3: {"dataset.json", "plans.json"}, 4: {parts[-1]} if name.endswith(".pth") else set()}
     if not sound or parts[-1] not in kinds.get(len(parts), set()):
         raise ModelError(f"{where}: {name!r} has no place in a bundle; refused")
@@ -158,13 +159,18 @@ def _check_stage(stage: dict[str, Any], files: dict[str, Any], where: Path) -> N
 
 
 def _check_entry(info: zipfile.ZipInfo, entry: dict[str, Any] | None, bundle: Path) -> None:
+    check_kind(info, bundle)
+    if entry is not None and info.file_size != entry["bytes"]:
+        raise ModelError(f"{bundle}: {info.filename} has {info.file_size} bytes, not {entry['bytes']} as listed")
+
+
+def check_kind(info: zipfile.ZipInfo, bundle: Path) -> None:
+    """Raise where an entry is anything but a plain file."""
     kind = (info.external_attr >> 16) & 0o170000
     if kind not in {0, 0o100000} or info.is_dir():
         raise ModelError(f"{bundle}: {info.filename!r} is not a plain file (a link or a folder); refused")
     if info.flag_bits & 1:
         raise ModelError(f"{bundle}: {info.filename!r} is encrypted; refused")
-    if entry is not None and info.file_size != entry["bytes"]:
-        raise ModelError(f"{bundle}: {info.filename} has {info.file_size} bytes, not {entry['bytes']} as listed")
 
 
 def _extract(archive: zipfile.ZipFile, name: str, entry: dict[str, Any], folder: Path, bundle: Path) -> None:

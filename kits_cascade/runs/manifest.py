@@ -29,7 +29,7 @@ LESIONS_CSV: Final = "lesions.csv"
 PAUSE_SECONDS: Final = 60.0  # at least, between two assemblies
 _PAUSE_PER_SECOND: Final = 50.0  # of assembling: two hundredths of the time go into it at most
 _ROUNDS: Final = 5  # when no round sees a folder at rest, others are writing, and assemble when they end
-_PACKAGES: Final = ("nnunetv2", "torch", "numpy", "nibabel", "SimpleITK", "connected-components-3d")
+_PACKAGES: Final = ("nnunetv2", "torch", "openvino", "numpy", "nibabel", "SimpleITK", "connected-components-3d")
 _LESION_COLUMNS: Final = tuple(f.name for f in fields(LesionRow))
 
 

@@ -91,6 +91,7 @@ def predict_cases(
     except OSError as error:
         raise UsageError(f"{out}: cannot be the output folder ({error.strerror})") from error
     cases = with_dicom_sources(cases, options.dicom)
+    speed = speed.settled(device)  # a folder is not continued with another engine or precision
     job = Job(
         out,
         partial(Cascade, models, device=device, options=options, speed=speed, accept_values=accept_values),

@@ -72,6 +72,7 @@ class Runner:
         cascade = self._load()
         header = self.manifest.header
         header["device"] = cascade.device or header["device"]  # what is used, not what was asked for
+        header["computed_with"] = cascade.computed_with
         self.manifest.write_header()
         self.claims.ready()
         return cascade

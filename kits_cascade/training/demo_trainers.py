@@ -15,16 +15,11 @@ import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
 from kits_cascade.training.base import KitsTrainer, changes_intensity
+from kits_cascade.training.devices import fast_bfloat16
 from kits_cascade.training.heads import EvenCases
 from kits_cascade.training.trainers import SurfaceLossTrainer
 
 _BUDGET: Final = {"num_iterations_per_epoch": 50, "num_val_iterations_per_epoch": 4, "save_every": 2}
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether the processor multiplies in bfloat16: a training step then takes two thirds of its time."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def in_bfloat16(forward: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:

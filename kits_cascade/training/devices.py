@@ -1,6 +1,8 @@
-"""Which device computes: by name, or the best there is. The one place that chooses."""
+"""Which device computes: by name, or the best there is; and what it is fast in. The one place that chooses."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -19,3 +21,9 @@ def choose_device(name: str) -> torch.device:
     if not available.get(device.type, False):
         raise EnvironmentNotReadyError(f"this PyTorch has no {device.type} device here; use --device cpu")
     return device
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the processor multiplies in bfloat16: a training step then takes two thirds of its time."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))

@@ -19,7 +19,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
 from kits_cascade.training.augment import OnChannels
 from kits_cascade.training.base import KitsTrainer, changes_intensity
-from kits_cascade.training.demo_trainers import fast_bfloat16
+from kits_cascade.training.devices import fast_bfloat16
 from kits_cascade.training.heads import EvenCases
 
 _CHEAP: Final = (MultiplicativeBrightnessTransform, ContrastTransform, GammaTransform)

@@ -20,7 +20,7 @@ from tests.inference.handmade import dice
 from tests.inference.manual import manual_cascade, regions_of_run
 
 CASES = ["case_00061", "case_00110", "case_00529", "case_00287", "case_00045", "case_00115"]
-SPEED = Speed(tta=False, tile_step=0.5, coarse_tile_step=0.75)
+SPEED = Speed(tta=False, tile_step=0.5, coarse_tile_step=0.75, engine="torch", precision="fp32")
 
 
 def main():

@@ -1,6 +1,7 @@
 """The cascade against nnU-Net's own prediction of the full field of view: time, memory, Dice, and where the time goes.
 
-    python -m tests.benchmarks.predict_speed --masks ../shared/kits23/masks --case case_00011 [--slices 131]
+    python -m tests.benchmarks.predict_speed --masks MASKS --case case_00011 [--slices 131] [--network nnunet]
+        [--engine torch] [--precision fp32] [--skip-baseline]
 
 Both run as commands of their own on the same cores, one after the other. The fine network, its spacing (0.78125 mm),
 tile step and TTA (none) are the same; nnU-Net runs it once over everything, the cascade the coarse and two fine ones.
@@ -21,13 +22,15 @@ from isal import igzip
 
 from kits_cascade.stages import KIDNEY_STAGE
 from kits_cascade.volumes.nifti import read_labels
-from tests.benchmarks.bench_models import write_image, write_models
+from tests.benchmarks.bench_models import NNUNET as REAL_SIZE
+from tests.benchmarks.bench_models import REAL, write_image, write_models
 from tests.inference.handmade import dice
 
 REPOSITORY = Path(__file__).parent.parent.parent
 NNUNET = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point as p; p()"
 WARM = """import kits_cascade.runs.predict, kits_cascade.inference.nnunet.predictors
 import nnunetv2.inference.predict_from_raw_data"""
+SIZES = {"bench": REAL, "nnunet": REAL_SIZE}
 OURS = "from kits_cascade.cli.app import main; main()"
 
 
@@ -102,14 +105,17 @@ def main():
     parser.add_argument("--case", required=True)
     parser.add_argument("--slices", type=int)
     parser.add_argument("--work", type=Path, default=Path("/tmp/kits-cascade-speed"))
+    parser.add_argument("--network", choices=list(SIZES), default="bench")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--skip-baseline", action="store_true")
     parser.add_argument("--markdown", type=Path)
     given = parser.parse_args()
     work = given.work / f"{given.case}_{given.slices or 'all'}"
-    results, image = given.work / "nnUNet_results", work / "in" / f"{given.case}_0000.nii.gz"
+    results, image = given.work / f"nnUNet_results_{given.network}", work / "in" / f"{given.case}_0000.nii.gz"
     truth = work / "truth" / f"{given.case}.nii.gz"
     if not (results / KIDNEY_STAGE.dataset).exists():
-        write_models(results)
+        write_models(results, SIZES[given.network])
     if not truth.exists():
         write_image(given.masks / given.case / "segmentation.nii.gz", image, truth, given.slices)
     shape = read_labels(truth).shape
@@ -120,14 +126,21 @@ def main():
     os.sync()
     subprocess.run([sys.executable, "-c", WARM], env=environment, cwd=REPOSITORY, check=True)
     call = ["predict", "-i", str(image.parent), "-o", str(ours), "--device", "cpu", "--fast", "-q", "--overwrite"]
+    call += ["--engine", given.engine, "--precision", given.precision]
+    if given.engine != "torch":  # converted networks are in the cache, as they are from the second run on
+        subprocess.run([sys.executable, "-c", OURS, *call], env=environment, cwd=REPOSITORY, check=True)
     seconds, processor, memory, resident = measured([sys.executable, "-c", OURS, *call], environment)
     record = json.loads((ours / "run.json").read_text())["cases"][given.case]
+    about = json.loads((ours / ".kits-cascade" / "runs" / f"{record['run']}.json").read_text())["computed_with"]
     stages = record["seconds"]
     unpack = decompression(image)
     floor = unpack + stages["network"]
     rest = sum(value for name, value in stages.items() if name != "network") - stages["network"]
     lines = [
         f"### {given.case}: {'x'.join(map(str, shape))}, {float(np.prod(shape)) / 1e6:.0f} million voxels",
+        "",
+        f"{given.network} networks, {about['engine']} {about['version']} in {about['precision']}, "
+        f"{about['threads']} threads, {about['hardware']}.",
         "",
         "| | seconds |",
         "|---|---|",

@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 from kits_cascade.cli import doctor
 from kits_cascade.cli.app import app
+from kits_cascade.inference.nnunet import engines
 from kits_cascade.nnunet_folders import VARIABLES
 
 
@@ -54,6 +55,16 @@ def test_a_full_disk(folders, monkeypatch):
 class _Usage:
     def __init__(self, free):
         self.free = free
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_engine_and_what_the_extra_would_bring(monkeypatch, installed):
+    monkeypatch.setattr(engines.util, "find_spec", lambda name: name != "openvino" or installed or None)
+    monkeypatch.setattr(engines, "surely_no_gpu", lambda: True)
+    finding = one(doctor._engine, "engine")
+    assert finding.status == "ok"
+    assert ("openvino" if installed else "torch") in finding.detail
+    assert ("kits-cascade[fast]" in finding.remedy) is not installed
 
 
 def test_torchvision_that_does_not_match(monkeypatch):

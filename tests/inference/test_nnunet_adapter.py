@@ -13,6 +13,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import resample_data_o
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 
 from kits_cascade.errors import ModelError
+from kits_cascade.inference.nnunet.engines import as_nnunet
 from kits_cascade.inference.nnunet.plan_rules import plan_method
 from kits_cascade.inference.nnunet.predictors import NnunetPredictors
 from kits_cascade.inference.nnunet.resample import Method, new_shape, resample
@@ -263,7 +264,7 @@ def test_our_networks_see_a_binary_kidney_channel(tmp_path):
         tmp_path / "prior", MASSES_STAGE, "SurfaceLossTrainer_50epochs", kits_cascade={"prior_channels": [1]}
     )
     model = replace(resolve_models(tmp_path).masses[0], folder=folder, trainer="SurfaceLossTrainer_50epochs")
-    stage = StageNetwork(model, torch.device("cpu"), TileOptions())
+    stage = StageNetwork(model, as_nnunet("cpu"), TileOptions())
     built = trainers.SurfaceLossTrainer.build_network_architecture(
         stage.plans, stage.configuration, 2, 2, enable_deep_supervision=False
     )

@@ -13,7 +13,7 @@ from kits_cascade.volumes.nifti import read_labels, write_volume
 from tests.inference.handmade import PATCH, dice, make_case, write_models
 from tests.inference.manual import manual_cascade, regions_of_run
 
-SPEED = Speed(tta=False, tile_step=0.5, coarse_tile_step=0.75)
+SPEED = Speed(tta=False, tile_step=0.5, coarse_tile_step=0.75, engine="torch", precision="fp32")
 
 
 def region_dice(one, other):

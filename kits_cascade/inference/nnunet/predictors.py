@@ -18,9 +18,12 @@ import numpy as np
 import torch
 
 from kits_cascade.inference.certainty import Certainty
+from kits_cascade.inference.nnunet.engine_networks import describe_computing
+from kits_cascade.inference.nnunet.engines import Computing, as_nnunet
 from kits_cascade.inference.nnunet.stage import Prepared, StageNetwork
 from kits_cascade.inference.nnunet.tiles import TileOptions
 from kits_cascade.inference.roi import FineGrid
+from kits_cascade.models.fine import kits_names
 from kits_cascade.models.network import CascadeModels, StageModel
 from kits_cascade.training.devices import choose_device
 from kits_cascade.volumes.geometry import Box
@@ -35,16 +38,24 @@ class Roi:
         self._image = np.ascontiguousarray(image)
         self._spacing = spacing
         self._cache: dict[Any, torch.Tensor] = {}
+        self._answer: Array = np.zeros(0, dtype=np.uint8)
         self.probabilities: dict[str, Array] = {}
         self.certainty: list[Certainty] = []
 
     def kidney(self, near: Array | None) -> Array:
         """Kidneys with their masses, at the region's voxels."""
         stage = self._networks.kidney_stage
-        return cast("Array", self._predict(stage, [self._image], near) > 0)
+        self._answer = self._predict(stage, [self._image], near)
+        names = self._networks.fine_names
+        return cast("Array", self._answer > 0) if names is None else stage.holds(self._answer, *names["kidney"])
 
     def masses(self, kidney: Array, near: Array) -> tuple[Array, Array]:
         """Masses and tumours, at the region's voxels."""
+        names = self._networks.fine_names
+        if names is not None:
+            stage = self._networks.kidney_stage
+            found = [stage.holds(self._answer, *names[region]) & kidney for region in ("masses", "tumor")]
+            return found[0], found[1]
         answers = []
         for stage in self._networks.mass_stages:
             channels = [self._image, kidney][: stage.channels]
@@ -57,7 +68,10 @@ class Roi:
         prepared = stage.prepare(channels, self._spacing, self._cache)
         with self._networks.timed("network"):
             logits = stage.logits(prepared, near, self._networks.on_tile)
-        self.certainty.append(stage.certainty(logits, prepared))
+        told = stage.certainty(logits, prepared)
+        # A single fine network is as sure of the masses as of the kidney around them.
+        for name in (told.stage,) if self._networks.fine_names is None else ("kidney", "masses"):
+            self.certainty.append(replace(told, stage=name))
         back = stage.resampled_logits(logits, prepared)
         if self._networks.keep_probabilities:
             self.probabilities[stage.model.label] = stage.probabilities(back, prepared)
@@ -70,20 +84,32 @@ class NnunetPredictors:
     def __init__(
         self,
         models: CascadeModels,
-        device: str = "auto",
+        computing: Computing | str = "auto",
         coarse: TileOptions | None = None,
         fine: TileOptions | None = None,
         kidney: TileOptions | None = None,
     ) -> None:
-        self.device = choose_device(device)
+        self.computing = _settled(computing)
         coarse = coarse or TileOptions(0.75, mirror=False)
         fine = fine or TileOptions()
-        self.coarse_stage = StageNetwork(models.coarse, self.device, coarse)
-        self.kidney_stage = StageNetwork(models.kidney, self.device, kidney or fine)
-        self.mass_stages = [StageNetwork(model, self.device, fine) for model in models.masses]
+        self.coarse_stage = StageNetwork(models.coarse, self.computing, coarse)
+        self.kidney_stage = StageNetwork(models.kidney, self.computing, kidney or fine)
+        self.mass_stages = [StageNetwork(model, self.computing, fine) for model in models.masses]
+        # A single fine network answers for the kidney and for what is in it.
+        self.fine_names = None if models.masses else kits_names(self.kidney_stage.dataset["labels"])
         self.keep_probabilities = False
         self.on_tile: Callable[[], None] | None = None
         self.seconds: dict[str, float] = {}
+
+    @property
+    def stages(self) -> tuple[StageNetwork, ...]:
+        """In the order in which they are used."""
+        return (self.coarse_stage, self.kidney_stage, *self.mass_stages)
+
+    @property
+    def computed_with(self) -> dict[str, Any]:
+        """For run.json."""
+        return _computed_with(self.computing, self.stages)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -120,16 +146,34 @@ class NnunetPredictors:
 class WholePredictor:
     """One network for the whole scan; it answers with KiTS labels, as its dataset has them."""
 
-    def __init__(self, model: StageModel, device: str = "auto", tiles: TileOptions | None = None) -> None:
-        self.device = choose_device(device)
-        self.stage = StageNetwork(model, self.device, tiles or TileOptions())
+    def __init__(
+        self, model: StageModel, computing: Computing | str = "auto", tiles: TileOptions | None = None
+    ) -> None:
+        self.computing = _settled(computing)
+        self.stage = StageNetwork(model, self.computing, tiles or TileOptions())
         self.seconds: dict[str, float] = {}
+
+    @property
+    def computed_with(self) -> dict[str, Any]:
+        """For run.json."""
+        return _computed_with(self.computing, [self.stage])
 
     def whole(self, image: Array, spacing: Spacing) -> Array:
         """KiTS labels at the voxels of the image."""
         prepared = self.stage.prepare([np.ascontiguousarray(image)], spacing, {})
         logits = self.stage.logits(prepared, None)
         return self.stage.labels(self.stage.resampled_logits(logits, prepared), prepared)
+
+
+def _settled(computing: Computing | str) -> Computing:
+    """By a device's name: what nnU-Net itself would compute with there."""
+    return as_nnunet(str(choose_device(computing))) if isinstance(computing, str) else computing
+
+
+def _computed_with(computing: Computing, stages: Sequence[StageNetwork]) -> dict[str, Any]:
+    """Engine, precision and device, and the networks that the engine could not take."""
+    fell_back = {stage.model.label: stage.predictor.fell_back for stage in stages if stage.predictor.fell_back}
+    return describe_computing(computing) | ({"in_torch_instead": fell_back} if fell_back else {})
 
 
 def _uncropped(mask: Array, prepared: Prepared) -> Array:

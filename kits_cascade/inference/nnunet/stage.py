@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from kits_cascade.files import read_json
 from kits_cascade.inference.certainty import Certainty
+from kits_cascade.inference.nnunet.engines import Computing
 from kits_cascade.inference.nnunet.plan_rules import BY_VOXEL, box_of_nonzero, normalizer, plan_method, unchanged
 from kits_cascade.inference.nnunet.resample import new_shape, resample
 from kits_cascade.inference.nnunet.tiles import Predictor, TileOptions, load_predictor
@@ -40,7 +41,7 @@ class StageNetwork:
     """The networks of one stage (its folds), with the stage's preprocessing and the way back."""
 
     model: StageModel
-    device: torch.device
+    computing: Computing
     tiles: TileOptions
     plans: PlansManager = field(init=False)
     dataset: dict[str, Any] = field(init=False)
@@ -49,7 +50,7 @@ class StageNetwork:
     def __post_init__(self) -> None:
         self.plans = PlansManager(read_json(self.model.folder / "plans.json"))
         self.dataset = read_json(self.model.folder / "dataset.json")
-        self.predictor = load_predictor(self.model, self.plans, self.dataset, self.device, self.tiles)
+        self.predictor = load_predictor(self.model, self.plans, self.dataset, self.computing, self.tiles)
 
     @cached_property
     def configuration(self) -> Any:

@@ -1,0 +1,90 @@
+"""Networks in an engine: modules that nnU-Net's predictor takes for the network of a plan."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from kits_cascade.inference.nnunet import openvino_engine
+from kits_cascade.inference.nnunet.engines import (
+    BF16,
+    CPU,
+    ENGINE_BY_NAME,
+    FP16,
+    TORCH,
+    Computing,
+    as_nnunet,
+    hardware,
+)
+
+# oneDNN convolves in bfloat16 fastest with the channels last, and in fp32 with the channels first: docs/benchmarks.md.
+_CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+class TorchNetwork(nn.Module):
+    """A network in PyTorch that computes in a precision of its own, and answers in single precision."""
+
+    def __init__(self, network: nn.Module, computing: Computing, axes: int) -> None:
+        """``axes``: of the tiles, batch and channels included."""
+        super().__init__()
+        self._device, self._precision = computing.kind, computing.precision
+        channels_last = self._device == CPU and self._precision == BF16
+        self._layout = _CHANNELS_LAST[axes] if channels_last else torch.contiguous_format
+        self.network = network.to(memory_format=self._layout)  # type: ignore[call-overload]
+        self._weights: Any = None
+
+    def load_state_dict(self, state_dict: Any, *_: Any, **__: Any) -> Any:
+        """A fold's weights. nnU-Net's predictor asks for them before every image; mostly they are there already."""
+        if state_dict is not self._weights:
+            self.network.load_state_dict(state_dict)
+            self._weights = state_dict
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """As the network, but for rounding."""
+        with self._autocast():
+            answer: torch.Tensor = self.network(image.contiguous(memory_format=self._layout))
+        return answer.float().contiguous()
+
+    def _autocast(self) -> Any:
+        dtype = {BF16: torch.bfloat16, FP16: torch.float16}.get(self._precision)
+        if self._device == "mps":
+            return nullcontext()
+        return torch.autocast(self._device, dtype, enabled=dtype is not None)
+
+
+@dataclass(frozen=True)
+class Built:
+    """Networks ready for nnU-Net's predictor: a module, and what its ``load_state_dict`` takes for each fold."""
+
+    network: nn.Module
+    folds: list[Any]
+    fell_back: str = ""  # why it is PyTorch after all
+
+
+def build_engine(network: nn.Module, weights: list[Any], shape: tuple[int, ...], computing: Computing) -> Built:
+    """The networks of a stage (``weights``: one per fold) for tiles of ``shape``, batch and channels included."""
+    if computing.engine == TORCH:
+        plain = computing == as_nnunet(computing.device)
+        return Built(network if plain else TorchNetwork(network, computing, len(shape)), weights)
+    try:
+        compiled = openvino_engine.convert(network, weights, shape, computing.precision, torch.get_num_threads())
+    except openvino_engine.ConversionError as error:
+        return Built(TorchNetwork(network, computing, len(shape)), weights, str(error))
+    return Built(compiled, list(range(len(weights))))
+
+
+def describe_computing(computing: Computing) -> dict[str, Any]:
+    """For run.json: with the engine's version, the processor or GPU, and the threads."""
+    return {
+        "engine": computing.engine,
+        "version": metadata.version(ENGINE_BY_NAME[computing.engine].package),
+        "precision": computing.precision,
+        "device": computing.device,
+        "hardware": hardware(computing.device),
+        "threads": torch.get_num_threads() if computing.kind == CPU else None,
+    }

@@ -1,0 +1,233 @@
+"""Networks in OpenVINO: converted in memory from the network that was built of allowed parts, and kept in a cache.
+
+The only place that knows OpenVINO. Nothing is ever read but what this machine has converted itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import re
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from kits_cascade.files import digest, read_json, sha256, write_json
+from kits_cascade.version import __version__
+
+_PRECISION: Final = {"fp32": "f32", "bf16": "bf16"}
+_EDGES: Final = (16, 32, 64, None)  # of the example that a network is traced with; None: a whole tile
+_TOLERANCE: Final = 1e-3
+_MODEL, _WEIGHTS, _SUMS = "network.xml", "network.bin", "sums.json"
+
+
+class ConversionError(Exception):
+    """OpenVINO cannot take a network, or does not answer as PyTorch does."""
+
+
+@lru_cache(maxsize=1)
+def load_openvino() -> Any:
+    """The package, without its converter's command line: that takes as long again, and reports each use to its maker.
+
+    What it would report about is medical images on a user's machine; the conversion below needs nothing of it.
+    """
+    with _without("openvino.tools.ovc"):
+        import openvino
+    return openvino
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Importing this module fails, as if it were not installed."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.modules.pop(module, None)
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    return load_openvino().Core()
+
+
+class OpenVinoNetwork(nn.Module):
+    """Compiled networks, one per fold, that nnU-Net's predictor takes for one of PyTorch."""
+
+    def __init__(self, folds: Sequence[Any]) -> None:
+        super().__init__()
+        self._folds, self._fold = list(folds), 0
+
+    def load_state_dict(self, state_dict: Any, *_: Any, **__: Any) -> Any:
+        """Choose a fold, by its number."""
+        self._fold = int(state_dict)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """The answer, in single precision."""
+        return torch.from_numpy(self._folds[self._fold](image.contiguous().numpy())[0])
+
+
+def convert(
+    network: nn.Module, weights: Sequence[dict[str, Any]], shape: tuple[int, ...], precision: str, threads: int
+) -> OpenVinoNetwork:
+    """The network with each fold's weights, compiled for tiles of ``shape``; raises a ConversionError."""
+    folds = []
+    for state in weights:
+        network.load_state_dict(state)
+        folds.append(_compiled(_cached(network.eval(), state, shape), precision, threads))
+    return OpenVinoNetwork(folds)
+
+
+def _compiled(model: Any, precision: str, threads: int) -> Any:
+    settings = {
+        "INFERENCE_PRECISION_HINT": _PRECISION[precision],
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    try:
+        return _core().compile_model(model, "CPU", settings)
+    except RuntimeError as error:
+        raise ConversionError(_first_line(error)) from error
+
+
+# The cache: a folder per network and shape, that another process may write at the same moment.
+
+
+def cache_folder() -> Path:
+    """Where converted networks lie; it may be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kits-cascade" / "openvino"
+
+
+def _cached(network: nn.Module, state: dict[str, Any], shape: tuple[int, ...]) -> Any:
+    entry = cache_folder() / _key(network, state, shape)
+    kept = _read(entry)
+    if kept is not None:
+        return kept
+    model = convert_network(network, shape)
+    with suppress(OSError):  # a cache that cannot be written only costs the conversion again
+        _keep(model, entry)
+    return _read(entry) or model  # the one on the disk shares no memory with PyTorch's weights
+
+
+def _key(network: nn.Module, state: dict[str, Any], shape: tuple[int, ...]) -> str:
+    """All that decides a converted network: weights, layers, the code that runs them, versions, shape."""
+    packages = ("openvino", "torch", "dynamic_network_architectures")
+    hooks = [repr(vars(hook)) for hook in network._forward_pre_hooks.values()]
+    versions = [__version__, *map(metadata.version, packages)]
+    return digest([_checksum(state), str(network), _source(type(network)), hooks, versions, shape])
+
+
+def _source(kind: type) -> str:
+    try:
+        return kind.__qualname__ + inspect.getsource(kind)
+    except (OSError, TypeError):
+        return kind.__qualname__
+
+
+def _checksum(state: dict[str, Any]) -> str:
+    mark = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().contiguous()
+        mark.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        mark.update(tensor.flatten().view(torch.uint8).numpy())
+    return mark.hexdigest()
+
+
+def _read(entry: Path) -> Any:
+    """The kept network; None where there is none, or a broken one."""
+    try:
+        sums = read_json(entry / _SUMS)
+        if all(sha256(entry / name) == sums[name] for name in (_MODEL, _WEIGHTS)):
+            return _core().read_model(entry / _MODEL)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        pass
+    return None
+
+
+def _keep(model: Any, entry: Path) -> None:
+    """Beside its place first, and moved there whole. Where another process was faster, its own is as good."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=entry.parent, ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary) / "entry"
+        folder.mkdir()
+        load_openvino().save_model(model, folder / _MODEL, compress_to_fp16=False)
+        write_json(folder / _SUMS, {name: sha256(folder / name) for name in (_MODEL, _WEIGHTS)})
+        if _read(entry) is None:
+            shutil.rmtree(entry, ignore_errors=True)
+            folder.replace(entry)
+
+
+# The conversion.
+
+
+def convert_network(network: nn.Module, shape: tuple[int, ...]) -> Any:
+    """The network as OpenVINO's model for inputs of ``shape``, checked against PyTorch's answer."""
+    reason = "no example fits"
+    for edge in _EDGES:
+        tile = shape[2:] if edge is None else tuple(min(edge, n) for n in shape[2:])
+        try:
+            return _checked(network, (*shape[:2], *tile), shape)
+        except Exception as error:  # whatever a tracer or a front end may raise
+            reason = _first_line(error)
+    raise ConversionError(reason)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _checked(network: nn.Module, small: tuple[int, ...], shape: tuple[int, ...]) -> Any:
+    """Traced with a small example, which is faster; a network that bakes in its size, or the example, is caught."""
+    example, other = torch.randn((2, *small), generator=torch.Generator().manual_seed(0))
+    model = _traced(network, example)
+    expected = network(other)
+    model.reshape(list(small))
+    answer = torch.from_numpy(_compiled(model, "fp32", torch.get_num_threads())(other.numpy())[0])
+    _compare(answer, expected)
+    model.reshape(list(shape))
+    given = tuple(model.output(0).get_shape())
+    if given != (1, expected.shape[1], *shape[2:]):
+        raise ConversionError(f"it answers a tile of {shape} with {given}")
+    return model
+
+
+def _traced(network: nn.Module, example: torch.Tensor) -> Any:
+    load_openvino()
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing: that sizes become constants is checked below
+        decoder = TorchScriptPythonDecoder(network, example_input=example)
+        front = FrontEndManager().load_by_framework("pytorch")
+        return front.convert(front.load(decoder))
+
+
+def _compare(answer: torch.Tensor, expected: torch.Tensor) -> None:
+    if answer.shape != expected.shape:
+        raise ConversionError(f"it answers with {tuple(answer.shape)}, PyTorch with {tuple(expected.shape)}")
+    scale = float(expected.abs().max().clamp(min=1.0))
+    difference = float((answer - expected).abs().max()) / scale
+    if not difference <= _TOLERANCE:
+        raise ConversionError(f"its answer differs from PyTorch's by {difference:.1e} of the largest")
+
+
+def _first_line(error: Exception) -> str:
+    unknown = re.search(r"No conversion rule found for operations: [^\n]+", str(error))
+    if unknown is not None:
+        return unknown.group(0)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:200]

@@ -1,0 +1,39 @@
+"""What the processor is and can do, as the system tells it: without torch, which takes a second or two to ask."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+_GPU_NODES: Final = ("nvidiactl", "nvmap", "nvhost-ctrl", "dxg", "kfd")  # NVIDIA, its small boards, WSL, AMD
+_INFO: Final = Path("/proc/cpuinfo")
+
+
+@lru_cache(maxsize=1)
+def _told() -> dict[str, str]:
+    """The first processor's entries; none where the system is not Linux."""
+    try:
+        text = _INFO.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def processor_name() -> str:
+    """As its maker calls it."""
+    return _told().get("model name") or platform.processor() or platform.machine()
+
+
+def processor_flags() -> frozenset[str] | None:
+    """Its instructions by the names that Linux gives them; None where the system does not tell."""
+    flags = _told().get("flags") or _told().get("Features")
+    return None if flags is None else frozenset(flags.split())
+
+
+def surely_no_gpu() -> bool:
+    """Whether nothing here looks like a GPU that computes."""
+    return sys.platform == "linux" and not any(Path("/dev", node).exists() for node in _GPU_NODES)

@@ -1,0 +1,159 @@
+"""Engines and precisions: what a tile costs in each, and what each does to the labels.
+
+    python -m tests.benchmarks.precision tiles [--networks bench shipped nnunet]
+    python -m tests.benchmarks.precision labels -i IMAGES [-m MODELS]
+
+``tiles`` takes one thread and processor time, so that it can be run beside other work; the roof is what this processor
+reaches in a large product of matrices in PyTorch, in the same precision. ``labels`` runs the cascade over
+CT images with trained networks, first in PyTorch's single precision, and compares: Dice of the regions, and lesions.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kits_cascade.inference.cascade import Cascade, Speed
+from kits_cascade.inference.nnunet import openvino_engine
+from kits_cascade.inference.nnunet.engine_networks import build_engine
+from kits_cascade.inference.nnunet.engines import BF16, CPU, FP32, OPENVINO, TORCH, Computing
+from kits_cascade.labels import CYST, REGIONS, TUMOR
+from kits_cascade.models.choose import resolve_models
+from kits_cascade.training.networks.subvoxel import SubvoxelUNet
+from kits_cascade.volumes.components import components
+from kits_cascade.volumes.find import find_inputs
+from tests.inference.handmade import dice
+
+WAYS = [(TORCH, FP32), (TORCH, BF16), (OPENVINO, FP32), (OPENVINO, BF16)]
+
+
+def unet(features, convolutions, strides, kind=PlainConvUNet):
+    torch.manual_seed(0)
+    stages = len(features)
+    return kind(
+        1,
+        stages,
+        features,
+        nn.Conv3d,
+        [3] * stages,
+        strides,
+        convolutions,
+        num_classes=2,
+        n_conv_per_stage_decoder=convolutions,
+        conv_bias=True,
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        **({"deep_supervision": False} if kind is PlainConvUNet else {}),
+    ).eval()
+
+
+# As bench_models.py has them; of the shipped ones' kind; of the size that nnU-Net plans for a GPU of 8 GB.
+NETWORKS = {
+    "bench": (lambda: unet([16, 32, 64], 1, [1, 2, 2]), (96, 96, 96)),
+    "shipped": (lambda: unet([32, 64, 128, 160], 2, [2, 2, 2, 2], SubvoxelUNet), (96, 96, 96)),
+    "nnunet": (lambda: unet([32, 64, 128, 256, 320], 2, [1, 2, 2, 2, 2]), (64, 96, 96)),
+}
+
+
+def least(work, times=3):
+    """Fewest processor seconds, and the answer."""
+    seconds = []
+    for _ in range(times):
+        start = time.process_time()
+        answer = work()
+        seconds.append(time.process_time() - start)
+    return min(seconds), answer
+
+
+def roof(precision, size=2048):
+    """Operations in a second."""
+    kind = {FP32: torch.float32, BF16: torch.bfloat16}[precision]
+    one = torch.randn((size, size)).to(kind)
+    seconds, _ = least(lambda: one @ one)
+    return 2 * size**3 / seconds
+
+
+def operations(network, image):
+    """Of the convolutions of a tile."""
+    with FlopCounterMode(display=False) as counter:
+        network(image)
+    return counter.get_total_flops()
+
+
+def tiles(given):
+    torch.set_num_threads(1)
+    roofs = {precision: roof(precision) for precision in (FP32, BF16)}
+    print("| network | tile | engine | processor seconds | times PyTorch fp32 | of the roof | largest difference |")
+    print("|---|---|---|---|---|---|---|")
+    for name in given.networks:
+        make, tile = NETWORKS[name]
+        image = torch.randn((1, 1, *tile), generator=torch.Generator().manual_seed(0))
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            openvino_engine.cache_folder = lambda folder=folder: Path(folder)
+            first = expected = None
+            work = operations(make(), image)
+            for engine, precision in WAYS:
+                network = make()
+                built = build_engine(
+                    network, [network.state_dict()], tuple(image.shape), Computing(engine, precision, CPU)
+                )
+                seconds, answer = least(lambda built=built, image=image: built.network(image))
+                first, expected = first or seconds, answer if expected is None else expected
+                off = float((answer - expected).abs().max() / expected.abs().max())
+                share = work / seconds / roofs[precision]
+                about = f"| {name} | {'x'.join(map(str, tile))} | {engine} {precision} | {seconds:.2f}"
+                print(f"{about} | {first / seconds:.1f} | {share:.0%} | {off:.4f} |", flush=True)
+
+
+def lesions(labels):
+    return {value: components(labels == value).count for value in (TUMOR, CYST)}
+
+
+def labels(given):
+    models = resolve_models(given.models)
+    cases = find_inputs(given.input)
+    print(
+        "| engine | network seconds | least Dice, "
+        + ", ".join(region.name for region in REGIONS)
+        + " | lesions alike |"
+    )
+    print("|---|---|---|---|")
+    expected = {}
+    for engine, precision in WAYS:
+        speed = Speed(tta=False, tile_step=0.75, engine=engine, precision=precision)
+        cascade = Cascade(models, device="cpu", speed=speed)
+        seconds, worst, alike = 0.0, dict.fromkeys((r.name for r in REGIONS), 1.0), True
+        for case in cases:
+            prediction = cascade(case.path)
+            seconds += prediction.result.seconds["network"]
+            known = expected.setdefault(case.name, prediction.labels)
+            for region in REGIONS:
+                one, other = (np.isin(array, region.labels) for array in (known, prediction.labels))
+                worst[region.name] = min(worst[region.name], dice(one, other))
+            alike = alike and lesions(known) == lesions(prediction.labels)
+        figures = ", ".join(f"{value:.5f}" for value in worst.values())
+        print(f"| {engine} {precision} | {seconds:.1f} | {figures} | {'yes' if alike else 'no'} |", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ways = parser.add_subparsers(dest="what", required=True)
+    one = ways.add_parser("tiles")
+    one.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    two = ways.add_parser("labels")
+    two.add_argument("-i", "--input", type=Path, required=True)
+    two.add_argument("-m", "--models", type=Path)
+    given = parser.parse_args()
+    {"tiles": tiles, "labels": labels}[given.what](given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,348 @@
+"""Engines and precisions: what a machine gets, that they answer alike, and what becomes of networks that do not fit."""
+
+import json
+import subprocess
+import sys
+import threading
+from importlib import util
+
+import numpy as np
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from torch import nn
+
+from kits_cascade.errors import EnvironmentNotReadyError, MissingExtraError, UsageError
+from kits_cascade.inference.cascade import Speed
+from kits_cascade.inference.nnunet import engines, openvino_engine
+from kits_cascade.inference.nnunet.engine_networks import TorchNetwork, build_engine
+from kits_cascade.inference.nnunet.engines import (
+    BF16,
+    CPU,
+    ENGINE_BY_NAME,
+    FP32,
+    OPENVINO,
+    TORCH,
+    Computing,
+    choose_computing,
+    multiplies_bfloat16,
+    precisions,
+)
+from kits_cascade.inference.nnunet.predictors import NnunetPredictors
+from kits_cascade.inference.nnunet.stage import StageNetwork
+from kits_cascade.inference.nnunet.tiles import TileOptions
+from kits_cascade.models.choose import resolve_models
+from kits_cascade.processor import processor_flags, processor_name
+from kits_cascade.runs.predict import predict_folder
+from kits_cascade.training.augment import BinaryPrior
+from kits_cascade.training.devices import fast_bfloat16
+from kits_cascade.training.networks.subvoxel import SubvoxelUNet
+from kits_cascade.volumes.nifti import read_labels, write_volume
+from tests.inference.handmade import ThresholdNet, dice, make_case, write_models
+
+TILE = (16, 24, 32)
+needs_openvino = pytest.mark.skipif(util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with and without OpenVINO and fast bfloat16."""
+
+    def of(openvino, bfloat16):
+        monkeypatch.setattr(engines.util, "find_spec", lambda name: name != "openvino" or openvino or None)
+        monkeypatch.setattr(engines, "multiplies_bfloat16", lambda: bfloat16)
+
+    return of
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "kits-cascade" / "openvino"
+
+
+@pytest.mark.parametrize("openvino", [True, False])
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_auto_takes_the_fastest_there_is(machine, openvino, bfloat16):
+    machine(openvino, bfloat16)
+    expected = Computing(OPENVINO if openvino else TORCH, BF16 if bfloat16 else FP32, CPU)
+    assert choose_computing("auto", "auto", CPU) == expected
+    assert choose_computing("torch", "fp32", CPU) == Computing(TORCH, FP32, CPU)
+
+
+def test_what_the_machine_lacks_is_an_error_that_names_what_it_has(machine):
+    machine(openvino=False, bfloat16=False)
+    with pytest.raises(MissingExtraError, match=r"kits-cascade\[fast\]"):
+        choose_computing("openvino", "auto", CPU)
+    with pytest.raises(EnvironmentNotReadyError, match=r"not fast in bf16; it has fp32"):
+        choose_computing("auto", "bf16", CPU)
+    with pytest.raises(UsageError, match=r"no engine 'tpu'; there are auto, openvino, torch"):
+        choose_computing("tpu", "auto", CPU)
+    with pytest.raises(UsageError, match=r"no precision 'int4'; there are auto, fp32"):
+        choose_computing("auto", "int4", CPU)
+    assert "openvino has the device cpu, not cuda" in str(ENGINE_BY_NAME[OPENVINO].reason_against("cuda:1"))
+    assert precisions("mps") == (FP32,)
+
+
+def test_the_choice_is_settled_before_it_is_recorded(machine):
+    machine(openvino=False, bfloat16=True)
+    assert Speed().settled("cpu") == Speed(engine="torch", precision="bf16")
+    assert Speed().changed(engine="openvino", precision="fp32") == Speed(engine="openvino", precision="fp32")
+
+
+def test_a_choice_on_a_processor_does_not_load_torch():
+    code = (
+        "import sys; from kits_cascade.inference.cascade import Speed; Speed().settled('cpu');"
+        "sys.exit('torch' in sys.modules)"
+    )
+    if processor_flags() is None:
+        pytest.skip("this system does not tell what its processor can do")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_system_and_torch_agree_on_the_processor():
+    flags = processor_flags()
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    if flags is None or "avx512_bf16" not in known:
+        pytest.skip("the system or this PyTorch does not tell what the processor can do")
+    assert multiplies_bfloat16() == fast_bfloat16(torch.device("cpu"))
+    assert processor_name()
+
+
+def unet(kind=PlainConvUNet, convolution=nn.Conv3d, strides=(1, 2, 2), channels=1):
+    stages = len(strides)
+    torch.manual_seed(0)
+    more = {} if kind is SubvoxelUNet else {"deep_supervision": False}
+    norm = nn.InstanceNorm3d if convolution is nn.Conv3d else nn.InstanceNorm2d
+    return kind(
+        channels,
+        stages,
+        [8, 16, 16][:stages],
+        convolution,
+        [3] * stages,
+        list(strides),
+        1,
+        num_classes=2,
+        n_conv_per_stage_decoder=1,
+        conv_bias=True,
+        norm_op=norm,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        **more,
+    ).eval()
+
+
+def with_prior():
+    network = ThresholdNet(2, 2).eval()
+    network.register_forward_pre_hook(BinaryPrior([1]))
+    return network
+
+
+NETWORKS = {
+    "plain": (unet, (1, 1, *TILE)),
+    "subvoxel": (lambda: unet(SubvoxelUNet, strides=(2, 2)), (1, 1, *TILE)),
+    "prior": (with_prior, (1, 2, *TILE)),
+    "flat": (lambda: unet(convolution=nn.Conv2d), (1, 1, 32, 48)),
+}
+
+
+def answers(network, built, shape):
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        return network(image), built.network(image)
+
+
+def difference(expected, given):
+    assert given.dtype == torch.float32
+    assert given.is_contiguous()
+    assert given.shape == expected.shape
+    return float((given - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("name", ["plain", "subvoxel", "flat"])
+def test_torch_in_bfloat16_differs_by_rounding(name):
+    make, shape = NETWORKS[name]
+    network, again = make(), make()
+    built = build_engine(again, [again.state_dict()], shape, Computing(TORCH, BF16, CPU))
+    assert 0 < difference(*answers(network, built, shape)) < 0.1
+
+
+def test_weights_are_loaded_again_only_when_they_are_others():
+    network = unet()
+    built = build_engine(network, [unet().state_dict()], (1, 1, *TILE), Computing(TORCH, BF16, CPU))
+    (weights,) = built.folds
+    built.network.load_state_dict(weights)
+    with torch.no_grad():
+        next(network.parameters()).fill_(7)
+    built.network.load_state_dict(weights)
+    assert bool((next(network.parameters()) == 7).all())
+    built.network.load_state_dict(dict(weights))
+    assert not bool((next(network.parameters()) == 7).all())
+
+
+def test_what_nnunet_computes_with_is_left_as_it_is():
+    network = unet()
+    assert build_engine(network, [{}], (1, 1, *TILE), engines.as_nnunet(CPU)).network is network
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", NETWORKS)
+def test_openvino_answers_as_torch(name, cache, monkeypatch):
+    make, shape = NETWORKS[name]
+    network = make()
+    computing = Computing(OPENVINO, FP32, CPU)
+    built = build_engine(make(), [network.state_dict()], shape, computing)
+    assert built.fell_back == ""
+    assert difference(*answers(network, built, shape)) < 1e-3
+    # The second time it is read, not converted.
+    monkeypatch.setattr(openvino_engine, "convert_network", None)
+    again = build_engine(make(), [network.state_dict()], shape, computing)
+    assert difference(*answers(network, again, shape)) < 1e-3
+    assert len(list(cache.iterdir())) == 1
+
+
+@needs_openvino
+def test_folds_are_told_apart(cache):
+    first, second = unet(), unet()
+    with torch.no_grad():
+        next(second.parameters()).mul_(2)
+    shape = (1, 1, *TILE)
+    built = build_engine(unet(), [first.state_dict(), second.state_dict()], shape, Computing(OPENVINO, FP32, CPU))
+    for network, fold in ((second, built.folds[1]), (first, built.folds[0])):
+        built.network.load_state_dict(fold)
+        assert difference(*answers(network, built, shape)) < 1e-3
+    assert len(list(cache.iterdir())) == 2
+
+
+class Tossed(nn.Module):
+    """Holds an operation that OpenVINO does not have."""
+
+    def forward(self, image):
+        return image + torch.logspace(0, 1, 2)[0].digamma()
+
+
+class Baked(nn.Module):
+    """What tracing makes a constant of."""
+
+    def forward(self, image):
+        return image + 100 * float(image.mean())
+
+
+@needs_openvino
+@pytest.mark.parametrize(("kind", "reason"), [(Tossed, "No conversion rule found"), (Baked, "differs from PyTorch's")])
+def test_a_network_that_cannot_be_converted_runs_in_torch(cache, kind, reason):
+    built = build_engine(kind(), [{}], (1, 1, *TILE), Computing(OPENVINO, FP32, CPU))
+    assert reason in built.fell_back
+    assert isinstance(built.network, TorchNetwork)
+    assert not cache.exists()
+
+
+@needs_openvino
+def test_a_broken_entry_is_made_anew_and_a_cache_that_cannot_be_written_does_no_harm(cache, monkeypatch):
+    network, shape = unet(strides=(1, 2)), (1, 1, *TILE)
+    computing = Computing(OPENVINO, FP32, CPU)
+
+    def works():
+        return (
+            difference(*answers(network, build_engine(network, [network.state_dict()], shape, computing), shape)) < 1e-3
+        )
+
+    assert works()
+    (entry,) = cache.iterdir()
+    whole = (entry / "network.bin").read_bytes()
+    for harm in (lambda: (entry / "network.bin").write_bytes(whole[:100]), (entry / "sums.json").unlink):
+        harm()
+        assert works()
+        assert (entry / "network.bin").read_bytes() == whole
+    (entry / "network.xml").write_text("no model")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(openvino_engine, "_keep", full)
+    assert works()
+
+
+@needs_openvino
+def test_two_that_fill_the_cache_at_once_do_not_harm_each_other(cache):
+    network, shape = unet(strides=(1, 2)), (1, 1, *TILE)
+    models = [openvino_engine.convert_network(network, shape) for _ in range(2)]
+    threads = [threading.Thread(target=openvino_engine._keep, args=(model, cache / "key")) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert openvino_engine._read(cache / "key") is not None
+    assert [path.name for path in cache.iterdir()] == ["key"]
+
+
+@needs_openvino
+def test_nothing_is_reported_to_the_maker():
+    openvino_engine.load_openvino()
+    assert "openvino_telemetry" not in sys.modules
+    assert "openvino.tools.ovc" not in sys.modules
+
+
+@needs_openvino
+def test_a_prediction_says_what_it_computed_with(tmp_path, monkeypatch, caplog):
+    results = write_models(tmp_path / "results")
+    image, _ = make_case((3.0, 1.6, 1.4), size_mm=(110, 110, 220))
+    write_volume(tmp_path / "in" / "a_0000.nii.gz", image)
+    convert = openvino_engine.convert_network
+
+    def not_the_masses(network, shape):
+        if shape[1] == 2:
+            raise openvino_engine.ConversionError("it has a loop")
+        return convert(network, shape)
+
+    monkeypatch.setattr(openvino_engine, "convert_network", not_the_masses)
+    labels, settings = [], []
+    for engine in (OPENVINO, TORCH):
+        out = tmp_path / engine
+        speed = Speed(tta=False, engine=engine, precision=FP32)
+        predict_folder(tmp_path / "in", out, resolve_models(results), device="cpu", speed=speed)
+        run = json.loads((out / "run.json").read_text())
+        (about,) = [json.loads(path.read_text()) for path in (out / ".kits-cascade" / "runs").glob("*.json")]
+        assert about["computed_with"]["engine"] == engine == about["options"]["engine"]
+        assert about["computed_with"]["precision"] == FP32
+        assert about["computed_with"]["threads"] >= 1
+        settings.append(run["cases"]["a"]["settings"])
+        labels.append(read_labels(out / "a.nii.gz").array)
+        lacking = {"masses": "it has a loop"} if engine == OPENVINO else {}
+        assert about["computed_with"].get("in_torch_instead", {}) == lacking
+    assert settings[0] != settings[1]
+    assert all(dice(labels[0] == value, labels[1] == value) > 0.999 for value in (1, 2, 3))
+    assert "MassesTumor" in caplog.text
+    assert "it has a loop" in caplog.text
+
+
+@needs_openvino
+@pytest.mark.parametrize("mirror", [False, True])
+def test_tiles_are_summed_up_as_nnunet_does(tmp_path, mirror):
+    tiles = TileOptions(0.5, mirror=mirror, skip_beyond_mm=None)
+    model = resolve_models(write_models(tmp_path)).kidney
+    stage = StageNetwork(model, Computing(OPENVINO, FP32, CPU), tiles)
+    predictor = stage.predictor
+    data = torch.randn((1, 40, 32, 70), generator=torch.Generator().manual_seed(0))
+    ours = predictor.predict_logits_from_preprocessed_data(data)
+    theirs = nnUNetPredictor._internal_predict_sliding_window_return_logits
+    predictor._while_the_next_tile_is_predicted = lambda *given: theirs(predictor, *given, False)
+    torch.testing.assert_close(ours, predictor.predict_logits_from_preprocessed_data(data), atol=0, rtol=0)
+
+    def broken(_):
+        raise RuntimeError("no tile today")
+
+    del predictor._while_the_next_tile_is_predicted
+    predictor.network.forward = broken
+    with pytest.raises(RuntimeError, match="no tile today"):
+        predictor.predict_logits_from_preprocessed_data(data)
+
+
+def test_predictors_by_a_device_s_name_compute_as_nnunet(tmp_path):
+    networks = NnunetPredictors(resolve_models(write_models(tmp_path)), "cpu")
+    assert networks.computed_with["engine"] == TORCH
+    assert networks.computed_with["precision"] == FP32
+    assert isinstance(networks.coarse_stage.predictor.network, ThresholdNet)
+    assert np.array_equal([stage.predictor.fell_back for stage in networks.stages], ["", "", ""])
