@@ -47,7 +47,7 @@ def preset(configuration):
 @pytest.mark.slow
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_a_made_up_system_is_planned_trained_and_predicted(tmp_path, monkeypatch, configuration):
-    pytest.importorskip("monai", reason="the extra monai is not installed")
+    pytest.importorskip("monai", reason="the extra systems is not installed")
     write_json(tmp_path / "made-up.json", preset(configuration))
     system = System("made-up", "a made-up one", "nobody", single_stage(configuration), str(tmp_path / "made-up.json"))
     (stage,) = system.stages
@@ -69,7 +69,7 @@ def test_a_made_up_system_is_planned_trained_and_predicted(tmp_path, monkeypatch
     model = resolve_single(stage, results=folders.results)
     assert model.model.name == f"KitsTrainer__madeUpPlans__{configuration}"
     image = folders.raw / stage.dataset / "imagesTr" / "case_00000_0000.nii.gz"
-    prediction = Cascade(model, device="cpu")(image)
+    prediction = Cascade(model, device="cpu", accept_values=True)(image)
     assert prediction.labels.shape == prediction.loaded.volume.shape
     assert set(np.unique(prediction.labels)) <= {0, 1, 2, 3}
 
@@ -93,5 +93,5 @@ def test_the_rows_are_whole():
     for system in SYSTEMS:
         assert find_system(system.name) is system
         assert any((REPOSITORY / "plans").glob(f"{system.preset}*.json"))
-    with pytest.raises(UsageError, match="there is no system 'other'; there are cascade"):
+    with pytest.raises(UsageError, match="there is no system 'other'; there are cascade, "):
         find_system("other")

@@ -15,6 +15,9 @@ from kits_cascade.cli.options import (
     Models,
     MoreFolds,
     NnunetDir,
+    Preset,
+    SourceId,
+    SystemName,
     parse_choices,
     parse_folds,
     parse_ids,
@@ -102,6 +105,40 @@ def export(
     for line in found.summary():
         typer.echo(line)
     typer.echo(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+
+
+@models_app.command("adapt")
+def adapt(
+    file: Annotated[Path, typer.Argument(help="Weights of an encoder, such as MedicalNet's resnet_10_23dataset.pth.")],
+    system: SystemName,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; beside the plans by default.")] = None,
+    preset: Preset = None,
+    source_id: SourceId = 220,
+    nnunet_dir: NnunetDir = None,
+) -> None:
+    """Make of an encoder's published weights a file that nnUNetv2_train takes with -pretrained_weights.
+
+    The dataset must be planned for the system. Names and shapes are checked; nothing in the file is run.
+    """
+    from kits_cascade.data.presets import load_preset
+    from kits_cascade.errors import DatasetError, UsageError
+    from kits_cascade.nnunet_folders import folders_with_id, open_folders
+    from kits_cascade.systems import find_system
+    from kits_cascade.training.pretrained import adapt_weights
+
+    row = find_system(system)
+    if not row.is_single:
+        raise UsageError(f"the system {row.name} has several networks; weights are adapted for a system of one")
+    plans_name = load_preset(preset or row.preset).plans_name
+    folders = folders_with_id(open_folders(nnunet_dir).preprocessed, source_id)
+    plans = next((path / f"{plans_name}.json" for path in folders if (path / f"{plans_name}.json").is_file()), None)
+    if plans is None:
+        raise DatasetError(
+            f"dataset {source_id} is not planned for {row.name}: kits-cascade plan --system {row.name} does it"
+        )
+    target = out or plans.with_name(f"{plans_name}_pretrained.pth")
+    typer.echo(adapt_weights(file, plans, row.stages[0].configuration, target))
+    typer.echo(str(target))
 
 
 @models_app.command("import")

@@ -88,6 +88,21 @@ def parse_folds(first: list[str] | None, more: list[str] | None) -> list[int | s
     return [int(part) if part.isdigit() else part for part in given] or None
 
 
+def parse_fold_range(text: str) -> tuple[int, ...]:
+    """``0-4`` and ``0,1,2`` as fold numbers."""
+    from kits_cascade.errors import UsageError
+
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or not (last or first).isdigit():
+            raise UsageError(f"--folds {text}: give folds such as 0-4 or 0,1,2")
+        found += range(int(first), int(last or first) + 1)
+    if not found or max(found) > 4:
+        raise UsageError(f"--folds {text}: folds are 0 to 4")
+    return tuple(dict.fromkeys(found))
+
+
 def parse_choices(model: list[str] | None, stages: tuple[Stage, ...] = STAGES) -> dict[str, str]:
     """The networks chosen by stage."""
     from kits_cascade.errors import UsageError

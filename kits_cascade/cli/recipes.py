@@ -17,6 +17,7 @@ from kits_cascade.cli.options import (
     SourceId,
     Stages,
     SystemName,
+    parse_fold_range,
     split_list,
 )
 from kits_cascade.cli.root import app
@@ -56,6 +57,10 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Derive anew what was derived with other options.")
     ] = False,
+    pretrained: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Start from MedicalNet's weights, for the systems that take them."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands, and run none.")] = False,
     nnunet_dir: NnunetDir = None,
 ) -> None:
@@ -90,6 +95,7 @@ def train(
             margin_mm=margin_mm,
             oof=oof,  # type: ignore[arg-type]
             overwrite=overwrite,
+            pretrained=pretrained,
             dry_run=dry_run,
             executor=executor,
             progress=lambda done, total, what: None if dry_run else typer.echo(f"[{done + 1}/{total}] {what}"),
@@ -100,6 +106,79 @@ def train(
         typer.echo(f"finished before: {title}", err=dry_run)
     for note in report.notes:
         typer.echo(f"note: {note}", err=dry_run)
+
+
+@app.command()
+def compare(
+    systems: Annotated[str, typer.Option(metavar="LIST", help="Systems with commas: cascade,nnunet,unetr2d, ...")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for predictions, scores, table and page.")],
+    source_id: SourceId = 220,
+    folds: Annotated[str, typer.Option(help="Folds with commas, or a range: 0-4.")] = "0-4",
+    budget: Annotated[
+        str,
+        typer.Option(
+            metavar="AMOUNT",
+            help="Training of a fold, equal for all: 2h, 90min (on the clock), 50epochs, 2000steps; or published.",
+        ),
+    ] = "published",
+    device: Device = "auto",
+    tta: Annotated[bool, typer.Option(help="Mirror tiles in prediction.")] = True,
+    pictures: Annotated[bool, typer.Option(help="Draw each system's best, median and worst case.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands, and run none.")] = False,
+    nnunet_dir: NnunetDir = None,
+) -> None:
+    """Train, run and score systems on the same folds: one table and one page, figures for each class.
+
+    Stopped and started again, it goes on. A system that fails does not stop the others, and stands in the table as
+    failed. Exit code 1 when one did, 2 when all did.
+    """
+    from kits_cascade.nnunet_folders import open_folders
+    from kits_cascade.recipes.budget import parse_budget
+    from kits_cascade.recipes.compare import Comparison
+    from kits_cascade.recipes.compare import compare as run
+
+    rows = tuple(find_system(name) for name in split_list(systems))
+    plan = Comparison(
+        open_folders(nnunet_dir), out.resolve(), rows, parse_fold_range(folds), parse_budget(budget), source_id,
+        device, tta, pictures,
+    )  # fmt: skip
+    report = run(plan, dry_run=dry_run, say=typer.echo)
+    for step in report.steps if dry_run else []:
+        typer.echo(step.shown())
+    for name, reason in report.failed.items():
+        typer.echo(f"failed: {name}: {reason}", err=True)
+    if report.page is not None:
+        typer.echo(str(report.page))
+    raise typer.Exit(0 if not report.failed else 1 if len(report.failed) < len(rows) else 2)
+
+
+@app.command()
+def tune(
+    system: SystemName,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the study, the best preset and the plots.")],
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, those of earlier runs included.")] = 20,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of a trial.")] = 30,
+    fold: Annotated[int, typer.Option(min=0, max=4, help="The fold that trials train.")] = 0,
+    source_id: SourceId = 220,
+    device: Device = "auto",
+    nnunet_dir: NnunetDir = None,
+) -> None:
+    """Search for better options of a system, with Optuna; needs the extra: pip install 'kits-cascade[tune]'.
+
+    Bad trials are ended early. Stopped and started again, it goes on with the same study. The best options become a
+    preset, and the command that trains it is said.
+    """
+    from kits_cascade.nnunet_folders import open_folders
+    from kits_cascade.recipes.steps import check_devices
+    from kits_cascade.recipes.tune import Tuning
+    from kits_cascade.recipes.tune import tune as search
+
+    (chosen,) = check_devices([device])
+    plan = Tuning(open_folders(nnunet_dir), out, find_system(system), trials, epochs, fold, source_id, chosen)
+    report = search(plan, say=typer.echo)
+    for name, value in report.values.items():
+        typer.echo(f"  {name}: {value}")
+    typer.echo(f"pseudo Dice {report.value:.3f}: {report.best}\n  {report.command}")
 
 
 @app.command()

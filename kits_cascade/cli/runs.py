@@ -128,6 +128,7 @@ def predict(
     Exit code 0: all well (others may still be at work: it says so, and --wait waits); 1: some cases failed (with
     --strict: or are not plausible); 2: nothing could be done.
     """
+    from kits_cascade.data.presets import planned_name
     from kits_cascade.models.choose import resolve_models, resolve_single
     from kits_cascade.nnunet_folders import open_folders
     from kits_cascade.runs.dicom_results import parse_kinds
@@ -153,7 +154,7 @@ def predict(
         chosen: AnyModels = resolve_single(
             row.stages[0],
             folds=wanted,
-            pattern=parse_choices(model, row.stages).get(row.stages[0].key),
+            pattern=parse_choices(model, row.stages).get(row.stages[0].key) or planned_name(row),
             checkpoint=checkpoint,
         )
     else:

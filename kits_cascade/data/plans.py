@@ -191,7 +191,8 @@ def _plain(content: Any) -> Any:
 def _plan(work: _Work, folders: NnunetFolders, report: PlanReport, check: NetworkCheck | None) -> None:
     """nnU-Net's planner, and the preset laid over its plans."""
     basis = [work.state["data"], work.preset.planner, work.preset.gpu_memory_gb, dict(work.preset.stages)]
-    mark = digest(basis if work.preset.training is None else [*basis, dict(work.preset.training)])
+    added = [work.preset.training, work.preset.intensities if work.stage.key == SOURCE_STAGE.key else None]
+    mark = digest([*basis, *(dict(values) for values in added if values is not None)])
     plans_marks = work.state.setdefault("plans", {})
     if plans_marks.get(work.preset.plans_name) == mark and work.plans_file.is_file():
         return
@@ -220,7 +221,8 @@ def _planned(work: _Work) -> dict[str, Any]:
             work.raw.name,
             gpu_memory_target_in_gb=work.preset.gpu_memory_gb,
             plans_name=work.preset.plans_name,
-            overwrite_target_spacing=[FINE_SPACING_MM] * 3,
+            # Of the source dataset nnU-Net plans what it would without us.
+            overwrite_target_spacing=None if work.stage.key == SOURCE_STAGE.key else [FINE_SPACING_MM] * 3,
             suppress_transpose=True,  # presets speak of z, y, x
         ).plan_experiment()
     return made

@@ -12,6 +12,7 @@ from typing import Any, Final
 from kits_cascade.errors import UsageError
 from kits_cascade.files import read_json
 from kits_cascade.stages import PLANS_NAME, SOURCE_STAGE, STAGE_BY_KEY
+from kits_cascade.systems import System
 
 GPU_MEMORY_GB: Final = (8, 24, 40)
 PLANNERS: Final = ("ExperimentPlanner", "nnUNetPlannerResEncM", "nnUNetPlannerResEncL", "nnUNetPlannerResEncXL")
@@ -80,6 +81,12 @@ def load_preset(name: str = "default", gpu_memory_gb: int | None = None) -> Pres
     except ValueError as error:
         raise UsageError(f"{path} is not valid JSON: {error}") from error
     return _Checker(path).preset(content)
+
+
+def planned_name(system: System) -> str:
+    """How nnU-Net names the trained network of a system with one stage: trainer__plans__configuration."""
+    (stage,) = system.stages
+    return f"{stage.trainer}__{load_preset(system.preset).plans_name}__{stage.configuration}"
 
 
 class _Checker:
@@ -202,6 +209,8 @@ def apply_preset(plans: dict[str, Any], preset: Preset, stage: str) -> dict[str,
         configurations.get(name, {}).pop("next_stage", None)
     if preset.training is not None:
         result["kits_cascade"] = dict(preset.training)
+    if preset.intensities is not None and stage == SOURCE_STAGE.key:
+        result["foreground_intensity_properties_per_channel"]["0"] = dict(preset.intensities)
     for name, values in preset.stages.get(stage, {}).items():
         base = deepcopy(configurations.get(name) or configurations["3d_fullres"])
         if name not in configurations:

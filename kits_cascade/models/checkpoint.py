@@ -136,7 +136,7 @@ def _check_architecture(architecture: dict[str, Any], path: Path) -> None:
 def locate_class(name: str) -> Any:
     """The class of a network or a layer by its name; one of a package that is not installed names the package."""
     if name.startswith("monai.") and find_spec("monai") is None:
-        raise MissingExtraError("monai", "monai")
+        raise MissingExtraError("monai", "systems")
     return pydoc.locate(name)
 
 

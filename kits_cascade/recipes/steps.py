@@ -34,10 +34,12 @@ class Step:
 def run_command(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run one of the commands with its output on the terminal; the exit code."""
     program, *arguments = argv
-    return subprocess.run([*_program(program), *arguments], env={**os.environ, **environment}, check=False).returncode
+    return subprocess.run(
+        [*find_program(program), *arguments], env={**os.environ, **environment}, check=False
+    ).returncode
 
 
-def _program(name: str) -> list[str]:
+def find_program(name: str) -> list[str]:
     """The command beside the running Python: another environment's nnU-Net would not know our trainers."""
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.is_file() else shutil.which(name)

@@ -41,7 +41,7 @@ from kits_cascade.recipes.steps import (
     run_command,
 )
 from kits_cascade.stages import PLANS_NAME, ROI_MARGIN_MM, SOURCE_ID, SOURCE_STAGE, STAGE_BY_KEY, Stage
-from kits_cascade.systems import CASCADE, System
+from kits_cascade.systems import CASCADE, SYSTEMS, System
 
 if TYPE_CHECKING:
     from kits_cascade.runs.crew import Executor
@@ -78,6 +78,13 @@ class Recipe:
     oof: Oof
     overwrite: bool
     system: System = CASCADE
+    pretrained: Path | None = None
+
+    @property
+    def starting_weights(self) -> Path:
+        """Made of the pretrained file, for nnU-Net."""
+        (stage,) = self.stages
+        return self.folders.preprocessed / stage.dataset / f"{self.plans_name}_pretrained.pth"
 
     def model(self, stage: Stage, trainer: str) -> Path:
         """nnU-Net's folder of a trained model."""
@@ -102,6 +109,7 @@ def train(
     margin_mm: float = ROI_MARGIN_MM,
     oof: Oof = "auto",
     overwrite: bool = False,
+    pretrained: Path | None = None,
     dry_run: bool = False,
     run: Run = run_command,
     executor: Executor | None = None,
@@ -129,7 +137,10 @@ def train(
         oof,
         overwrite,
         system,
+        pretrained,
     )
+    if pretrained is not None and not system.pretrained:
+        raise UsageError(f"the system {system.name} takes no pretrained weights; those that do: {_pretrainable()}")
     if oof not in OOF_CHOICES:
         raise UsageError(f"oof is '{oof}'; it takes {', '.join(OOF_CHOICES)}")
     source = open_dataset(folders.raw, source_id, "make it with: kits-cascade convert DIR")
@@ -138,6 +149,10 @@ def train(
     for stage in recipe.stages:
         walk.stage(stage)
     return report
+
+
+def _pretrainable() -> str:
+    return ", ".join(f"{system.name} ({system.pretrained})" for system in SYSTEMS if system.pretrained)
 
 
 def _select(system: System, stages: StageSelection | None, source_id: int) -> tuple[Stage, ...]:
@@ -174,7 +189,10 @@ class _Walk:
     def total(self) -> int:
         folds = len(self.recipe.folds)
         return sum(
-            1 + (stage.key != SOURCE_STAGE.key) + folds * len(self.recipe.trainers[stage.key])
+            1
+            + (stage.key != SOURCE_STAGE.key)
+            + (self.recipe.pretrained is not None)
+            + folds * len(self.recipe.trainers[stage.key])
             for stage in self.recipe.stages
         )
 
@@ -183,6 +201,8 @@ class _Walk:
         if stage.key != SOURCE_STAGE.key:
             self.one(self._derive(stage))
         self.one(self._plan(stage))
+        if self.recipe.pretrained is not None:
+            self.one(self._adapt(stage, self.recipe.pretrained))
         steps = [step for trainer in self.recipe.trainers[stage.key] for step in self._folds(stage, trainer)]
         self._on_all_devices(steps)
 
@@ -238,6 +258,19 @@ class _Walk:
             argv += ["--gpu-memory", str(self.recipe.gpu_memory_gb)]
         return Step(f"{stage.dataset}: plan and preprocess", tuple(argv))
 
+    def _adapt(self, stage: Stage, file: Path) -> Step:
+        recipe = self.recipe
+        argv = ["kits-cascade", "models", "adapt", str(file), "--system", recipe.system.name, "--preset", recipe.preset]
+        argv += ["-d", str(stage.dataset_id), "-o", str(recipe.starting_weights)]
+        return Step(f"{stage.dataset}: starting weights", tuple(argv))
+
+    def _start(self, fold: Path) -> tuple[str, ...]:
+        """How a fold goes on, or what it starts from."""
+        how = continuation(fold)
+        if how or self.recipe.pretrained is None:
+            return how
+        return ("-pretrained_weights", str(self.recipe.starting_weights))
+
     def _folds(self, stage: Stage, trainer: str) -> Iterator[Step]:
         recipe = self.recipe
         for fold in recipe.folds:
@@ -250,7 +283,7 @@ class _Walk:
             argv = ["nnUNetv2_train", str(stage.dataset_id), stage.configuration, str(fold), "-tr", trainer]
             if recipe.plans_name != PLANS_NAME:
                 argv += ["-p", recipe.plans_name]
-            yield Step(title, (*argv, *continuation(folder)))
+            yield Step(title, (*argv, *self._start(folder)))
 
     def _on_all_devices(self, steps: list[Step]) -> None:
         """Trainings of one stage do not depend on each other: each device takes the next one."""

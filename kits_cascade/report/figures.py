@@ -10,7 +10,7 @@ import numpy as np
 from kits_cascade.evaluation.lesions import summarise_lesions
 from kits_cascade.files import atomic_path
 from kits_cascade.labels import CYST, KIDNEY, LABEL_NAMES, REGIONS, TUMOR
-from kits_cascade.report.slices import Plane, outlines, planes
+from kits_cascade.report.slices import Plane, outlines, planes, sagittal_planes
 from kits_cascade.volumes.volume import Volume
 
 if TYPE_CHECKING:
@@ -51,6 +51,19 @@ def case_panel(
                 axes.set_ylabel(name, fontsize=10, color=_INK, labelpad=4)
     figure.text(0.035, 1 - 0.10 / figure.get_figheight(), title, fontsize=12, weight="bold", color=_INK, va="top")
     _legend(figure)
+    _save(figure, out_png)
+
+
+def sagittal_strip(image: Volume, truth: Volume, prediction: Volume, out_png: Path, count: int = 6) -> None:
+    """Sagittal slices through all that is segmented, from right to left: truth above, prediction below."""
+    cut = sagittal_planes(image, truth, prediction, count)
+    height, width = cut[0].size_mm
+    scale = 9.3 / (len(cut) * width)
+    figure = _figure(9.3, 2 * height * scale)
+    grid = figure.add_gridspec(2, len(cut), left=0, right=1, top=1, bottom=0, wspace=0.02, hspace=0.02)
+    for row, side in enumerate(("truth", "prediction")):
+        for column, plane in enumerate(cut):
+            _show(figure.add_subplot(grid[row, column]), plane, side)
     _save(figure, out_png)
 
 

@@ -155,17 +155,10 @@ def _render(
     run: RunInfo,
     failures: Sequence[str],
 ) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("kits_cascade.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     by_case: dict[str, CaseScore] = {case.case: case for case in scores.cases} if scores else {}
-    environment.filters.update(number=_number, interval=_interval, percent=_percent)
-    return environment.get_template("report.html").render(
+    return render(
+        "report.html",
         title=title,
-        version=__version__,
         run=run.about,
         failed=run.failed,
         scores=scores if by_case else None,
@@ -189,6 +182,18 @@ def _render(
         metrics=METRICS,
         has_truth=any(plane.truth for picture in drawn.values() for plane in picture.planes),
     )
+
+
+def render(template: str, **content: Any) -> str:
+    """One of the templates, filled in."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("kits_cascade.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(number=_number, interval=_interval, percent=_percent)
+    return environment.get_template(template).render(version=__version__, **content)
 
 
 def _strips(

@@ -99,6 +99,18 @@ def planes(
     return list(_cut(image, truth, prediction, view, met))
 
 
+def sagittal_planes(
+    image: Volume, truth: Volume, prediction: Volume, count: int, margin_mm: float = MARGIN_MM
+) -> list[Plane]:
+    """Evenly spread slices through all that is segmented, from the patient's right to the left."""
+    boxes = [box for box in map(Box.around, (truth.array, prediction.array)) if box is not None]
+    segmented = boxes[0].union(boxes[-1]) if boxes else Box.full(image.shape)
+    view = segmented.grown(margin_mm, image.spacing).clipped(image.shape)
+    places = np.linspace(segmented.stop[2] - 1, segmented.start[2], count + 2)[1:-1]
+    points = [[*segmented.start[:2], round(place)] for place in places.tolist()]
+    return [list(_cut(image, truth, prediction, view, point))[2] for point in points]
+
+
 def _cut(
     image: Volume | None, truth: Volume | None, prediction: Volume | None, view: Box, point: list[int]
 ) -> Iterator[Plane]:

@@ -34,8 +34,8 @@ from kits_cascade.training.progress import TensorBoardLogger, progress, write_pr
 from kits_cascade.training.trainer_options import PLANS_KEY, TrainerOptions
 
 
-class _OutOfPatience(Exception):  # noqa: N818 - no error: the way out of nnU-Net's loop
-    """The validation score has not become better for as long as the options allow."""
+class _Ended(Exception):  # noqa: N818 - no error: the way out of nnU-Net's loop
+    """The training ends before its last epoch, for the reason given."""
 
 
 class KitsTrainer(nnUNetTrainer):
@@ -268,19 +268,36 @@ class KitsTrainer(nnUNetTrainer):
         super().on_epoch_end()
         if self.local_rank == 0:
             write_progress(Path(self.output_folder), self._progress())
+        if self.settings.minutes is not None:
+            self._fit_into(60 * self.settings.minutes)
         if self._epochs_left() and self._out_of_patience():
-            raise _OutOfPatience
+            raise _Ended(f"No better validation score in {self.settings.patience} epochs")
 
     def _epochs_left(self) -> bool:
         return int(self.current_epoch) < int(self.num_epochs)  # type: ignore[has-type]
 
     def run_training(self) -> None:
-        """nnU-Net's loop; where patience ends it, the training is concluded as after the last epoch."""
+        """nnU-Net's loop; where patience or time ends it, the training is concluded as after the last epoch."""
         try:
             super().run_training()
-        except _OutOfPatience:
-            self.print_to_log_file(f"No better validation score in {self.settings.patience} epochs: the training ends.")
+        except _Ended as reason:
+            self.print_to_log_file(f"{reason}: the training ends.")
             self.on_train_end()
+
+    def _fit_into(self, seconds: float) -> None:
+        """Set the number of epochs, and with it the fall of the learning rate, by what the epochs so far have taken.
+
+        They stand in the log, which checkpoints keep: a training that was stopped goes on with the time that is left.
+        """
+        log = self.logger.local_logger.my_fantastic_logging
+        starts, ends = log["epoch_start_timestamps"], log["epoch_end_timestamps"]
+        done = len(ends)
+        taken = sum(ends) - sum(starts[:done])
+        fitting = max(done, round(seconds * done / max(taken, 1e-9)))
+        self.num_epochs = min(self.settings.num_epochs or fitting, fitting)
+        self.lr_scheduler.max_steps = max(self.num_epochs, done + 1)
+        if not self._epochs_left():
+            raise _Ended(f"{taken / 60:.1f} minutes are over")
 
     def _out_of_patience(self) -> bool:
         """Whether the best value of nnU-Net's moving average of the pseudo Dice lies too many epochs back."""

@@ -254,6 +254,8 @@ def test_all_presets_are_valid_and_complete():
     assert preset_folder() == REPOSITORY / "plans"
     for path in sorted(preset_folder().glob("*.json")):
         preset = load_preset(str(path))
+        if "source" in preset.stages:
+            continue  # of a system with one network: tests/test_published_systems.py
         assert set(preset.stages) == {"coarse", "kidney", "masses"}
         assert list(preset.stages["coarse"]) == ["3d_lowres"]
         assert preset.stages["coarse"]["3d_lowres"]["resampling_fn_data"] == "resample_torch_fornnunet"
@@ -294,7 +296,7 @@ def test_wrong_presets_are_refused_with_the_place(planned, tmp_path, place, valu
 
 
 def test_presets_that_are_not_there(tmp_path):
-    with pytest.raises(UsageError, match=r"unknown preset 'huge'; there are default, demo, resenc-l"):
+    with pytest.raises(UsageError, match=r"unknown preset 'huge'; there are default, demo, .*resenc-l"):
         load_preset("huge")
     with pytest.raises(UsageError, match="8, 24, 40 GB"):
         load_preset("default", 11)

@@ -390,6 +390,19 @@ def test_patience_ends_a_training_and_concludes_it(regions, monkeypatch):
     assert (Path(made.output_folder) / "checkpoint_final.pth").is_file()
 
 
+def test_minutes_set_the_number_of_epochs_and_the_fall_of_the_learning_rate(regions, monkeypatch):
+    made = make(regions, num_epochs=9, minutes=1e-9)
+    trained(made)
+    assert made.current_epoch == 1, "an epoch that is begun is finished"
+    assert (Path(made.output_folder) / "checkpoint_final.pth").is_file()
+    log = made.logger.local_logger.my_fantastic_logging
+    log["epoch_start_timestamps"], log["epoch_end_timestamps"] = [0.0, 10.0], [10.0, 20.0]
+    made._fit_into(50)
+    assert made.num_epochs == made.lr_scheduler.max_steps == 5
+    made._fit_into(900)
+    assert made.num_epochs == 9, "never more than the options say"
+
+
 def test_a_network_with_one_output_is_trained_without_deep_supervision(nnunet):
     tiny = Plain(nnunet)
     for settings in tiny.plans["configurations"].values():
