@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo
 WEIGHTS ?= weights
+DEVICE ?= cpu
+IMAGE ?= kits-cascade:$(DEVICE)
 
-.PHONY: help demo weights test test-fast check format setup clean
+.PHONY: help image demo weights test test-fast check format setup clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +41,11 @@ check: $(STAMP)  ## ruff, mypy, import directions; seconds
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+image:  ## a container image; DEVICE=gpu for one with CUDA, IMAGE=name:tag for its name
+	@command -v docker >/dev/null || command -v podman >/dev/null || \
+	  { echo "no container engine: install docker or podman"; exit 1; }
+	$$(command -v docker || command -v podman) build --build-arg DEVICE=$(DEVICE) --tag $(IMAGE) .
 
 format: $(STAMP)  ## put the code into its form
 	$(BIN)/ruff check --fix .

@@ -136,7 +136,12 @@ def test_no_print_in_the_library():
 
 def test_only_the_standard_library_and_what_is_declared_is_imported():
     declared = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8").casefold()
-    by_module = {"PIL": "pillow", "cc3d": "connected-components-3d", "_kits_cascade_startup": "kits_cascade"}
+    by_module = {
+        "PIL": "pillow",
+        "cc3d": "connected-components-3d",
+        "_kits_cascade_startup": "kits_cascade",
+        "skimage": "scikit-image",
+    }
     tops = {name.split(".")[0] for name in itertools.chain(*map(imported_names, FILES.values()))}
     for name in tops - set(sys.stdlib_module_names) - {"kits_cascade"}:
         assert by_module.get(name, name).casefold() in declared, f"{name} is imported, and is not in pyproject.toml"

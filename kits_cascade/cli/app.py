@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
-from kits_cascade.cli import data, doctor, evaluation, models, recipes, report, runs, synthetic, watch
+from kits_cascade.cli import data, doctor, evaluation, models, recipes, report, runs, service, synthetic, watch
 from kits_cascade.cli.root import INTERRUPTED, InterruptionError, app, errors
 from kits_cascade.errors import KitsCascadeError
 
 # What help lists, in this order; each file has added its commands by being imported.
-COMMAND_FILES = (doctor, synthetic, data, recipes, runs, watch, models, evaluation, report)
+COMMAND_FILES = (doctor, synthetic, data, recipes, runs, watch, models, evaluation, report, service)
 
 
 def main() -> None:

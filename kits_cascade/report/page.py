@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from kits_cascade.volumes.nifti import case_name
 
 REPORT_HTML: Final = "report.html"
 FIGURES_FOLDER: Final = "report"
+VIEW_FOLDER: Final = "view"  # of the 3-D pages, where there are any
 _STRIP_METRICS: Final = (("dice", "Dice"), ("surface_dice", "Surface Dice"))
 
 
@@ -95,7 +97,7 @@ def build_report(
     tasks = [PictureTask(c, files[c], truths.get(c), image_paths.get(c), shown.get(c), run.look_at(c)) for c in order]
     drawn, failures = _draw(tasks, jobs, progress)
     title = predictions.resolve().name
-    write_text(out / REPORT_HTML, _render(title, order, drawn, scores, run, failures))
+    write_text(out / REPORT_HTML, _render(title, order, drawn, scores, run, failures, view_links(out, order)))
     pictures = [path for case, path in shown.items() if case in drawn] + _figures(out / FIGURES_FOLDER, scores)
     return Report(out / REPORT_HTML, tuple(pictures), scores, tuple(failures))
 
@@ -109,6 +111,12 @@ def prediction_files(out: Path) -> dict[str, Path]:
     if not found:
         raise DatasetError(f"{out}: no predictions (*.nii.gz, *.nii) in this folder")
     return found
+
+
+def view_links(out: Path, cases: Sequence[str]) -> dict[str, str]:
+    """Addresses of the 3-D pages that lie beside the report."""
+    pages = {case: out / VIEW_FOLDER / f"{case}.html" for case in cases}
+    return {case: quote(page.relative_to(out).as_posix()) for case, page in pages.items() if page.is_file()}
 
 
 def _scores(
@@ -154,6 +162,7 @@ def _render(
     scores: ScoreTable | None,
     run: RunInfo,
     failures: Sequence[str],
+    views: Mapping[str, str],
 ) -> str:
     by_case: dict[str, CaseScore] = {case.case: case for case in scores.cases} if scores else {}
     return render(
@@ -173,6 +182,7 @@ def _render(
                 "remarks": run.remarks(name),
                 "verdict": run.verdict(name),
                 "odd": run.findings(name),
+                "view": views.get(name),
             }
             for name in order
         ],

@@ -83,7 +83,7 @@ class CasePicture:
 def draw_case(task: PictureTask) -> CasePicture:
     """Read, cut, compress; a case without a readable image or truth is drawn without it, and says so."""
     notes: list[str] = []
-    prediction = _labels(task.case, task.prediction)
+    prediction = read_label_map(task.case, task.prediction)
     truth = _optional(task, "truth", notes, prediction)
     image = _optional(task, "image", notes, prediction)
     cut = planes(image, truth, prediction, point=task.look_at)
@@ -97,7 +97,8 @@ def draw_case(task: PictureTask) -> CasePicture:
     return CasePicture(task.case, tuple(_plane(plane) for plane in cut), lesions, volumes, tuple(notes))
 
 
-def _labels(case: str, path: Path) -> Volume:
+def read_label_map(case: str, path: Path) -> Volume:
+    """A label map of any kind that predict writes, its values checked."""
     if not is_itk(path):
         volume = read_labels(path)
     else:
@@ -113,7 +114,7 @@ def _optional(task: PictureTask, what: str, notes: list[str], like: Volume) -> V
     if path is None:
         return None
     try:
-        volume = _image(path) if what == "image" else _labels(task.case, path)
+        volume = read_image(path) if what == "image" else read_label_map(task.case, path)
         if volume.shape != like.shape:
             raise FileFormatError(f"{path.name} has another shape than the prediction")
     except (KitsCascadeError, OSError) as error:
@@ -122,7 +123,8 @@ def _optional(task: PictureTask, what: str, notes: list[str], like: Volume) -> V
     return volume
 
 
-def _image(path: Path) -> Volume:
+def read_image(path: Path) -> Volume:
+    """The image of a case, of any kind that predict reads."""
     found = find_inputs(path)
     return load_case(found[0]).volume
 

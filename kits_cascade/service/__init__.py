@@ -1,1 +1,1 @@
-"""Work that comes in by itself: a watched folder."""
+"""Work that comes in by itself: from a watched folder, an archive, a challenge platform, or clients."""

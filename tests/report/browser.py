@@ -15,6 +15,7 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
 
 
 def missing():
@@ -61,15 +62,16 @@ def call(method, url, body=None):
 
 
 @contextmanager
-def browser(width=1280, height=900, phone=False):
-    """A fresh browser with a profile of its own, closed at the end."""
+def browser(width=1280, height=900, phone=False, webgl=False):
+    """A fresh browser with a profile of its own, closed at the end; ``webgl``: drawn by the processor."""
+    flags = [flag for flag in FLAGS if flag != "--disable-gpu"] + list(WEBGL) if webgl else FLAGS
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     profile = tempfile.mkdtemp(prefix="kits-cascade-browser-")
     options = {
         "binary": next(filter(None, map(shutil.which, CHROMIUM))),
-        "args": [*FLAGS, f"--window-size={width},{height}", f"--user-data-dir={profile}"],
+        "args": [*flags, f"--window-size={width},{height}", f"--user-data-dir={profile}"],
     }
     if phone:
         options["mobileEmulation"] = {"deviceMetrics": {"width": width, "height": height, "pixelRatio": 2.0}}

@@ -1,0 +1,161 @@
+"""Jobs of the HTTP service: a bounded queue, one worker with the networks, a folder for each that nobody can name."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import shutil
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final
+
+from kits_cascade.errors import CaseError, KitsCascadeError, MissingExtraError
+from kits_cascade.inference.cascade import Cascade
+from kits_cascade.report.viewer import write_view
+from kits_cascade.runs.outputs import FinishedCase, write_outputs
+from kits_cascade.service.uploads import Limits, receive
+from kits_cascade.volumes.cases import LoadedCase, load_case
+
+log = logging.getLogger(__name__)
+WAITING, WORKING, DONE, FAILED = "waiting", "working", "done", "failed"
+_KEPT: Final = 32  # finished jobs whose results can be fetched
+_VIEW: Final = "view.html"
+
+
+class BusyError(KitsCascadeError):
+    """Everything that can wait is waiting."""
+
+
+@dataclass
+class Job:
+    """One upload, and what became of it."""
+
+    id: str
+    folder: Path
+    state: str = WAITING
+    text: str = ""  # the stage, or why it failed
+    warnings: list[str] = field(default_factory=list)
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+    lesions: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)  # by what clients call them
+
+    def to_json(self) -> dict[str, Any]:
+        """What a client sees."""
+        shown = {"id": self.id, "state": self.state, "text": self.text, "warnings": self.warnings}
+        results = {"volumes_ml": self.volumes_ml, "lesions": self.lesions, "files": sorted(self.files)}
+        return shown | (results if self.state == DONE else {})
+
+
+class Jobs:
+    """All jobs of a server. Methods may be called from any thread."""
+
+    def __init__(self, cascade: Cascade, folder: Path, waiting: int = 4, limits: Limits | None = None) -> None:
+        """``folder`` is the server's own, and is removed with it."""
+        self.limits = limits or Limits()
+        self._cascade, self._folder = cascade, folder
+        self._places = threading.BoundedSemaphore(waiting)
+        self._queue: queue.Queue[tuple[Job, Any] | None] = queue.Queue()
+        self._jobs: dict[str, Job] = {}
+        self._lock = threading.Lock()
+        self._worker = threading.Thread(target=self._work, daemon=True, name="cascade")
+        self._worker.start()
+
+    def reserve(self) -> None:
+        """Take a place in the queue, before anything is received. Raises BusyError."""
+        if not self._places.acquire(blocking=False):
+            raise BusyError("all places in the queue are taken; try again later")
+
+    def release(self) -> None:
+        """Give back a place for which no job came about."""
+        self._places.release()
+
+    def accept(self, stream: IO[bytes]) -> Job:
+        """Make a job of what was sent, in the place that was reserved; where it is refused, the place is free again."""
+        job = Job(secrets.token_urlsafe(16), self._folder / secrets.token_hex(16))
+        job.folder.mkdir(parents=True)
+        try:
+            case = receive(stream, job.folder, self.limits)
+        except BaseException:
+            shutil.rmtree(job.folder, ignore_errors=True)
+            self.release()
+            raise
+        with self._lock:
+            self._jobs[job.id] = job
+        self._queue.put((job, case))
+        return job
+
+    def get(self, name: str) -> Job | None:
+        """By its id: looked up, never made a path of."""
+        with self._lock:
+            return self._jobs.get(name)
+
+    def forget(self, name: str) -> bool:
+        """Remove a finished job with all its files."""
+        with self._lock:
+            job = self._jobs.get(name)
+            if job is None or job.state in (WAITING, WORKING):
+                return False
+            del self._jobs[name]
+        shutil.rmtree(job.folder, ignore_errors=True)
+        return True
+
+    def close(self, seconds: float = 10.0) -> None:
+        """End after the job in work, or after a while, and remove everything."""
+        self._queue.put(None)
+        self._worker.join(seconds)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            job, case = item
+            job.state = WORKING
+            start = time.perf_counter()
+            try:
+                self._segment(job, load_case(case))
+                job.state, job.text = DONE, f"{time.perf_counter() - start:.1f} s"
+            except Exception as error:  # whatever a client's file does, the next job is another client's
+                log.debug("job failed", exc_info=error)
+                job.state, job.text = FAILED, _reason(error)
+            self.release()
+            self._prune()
+
+    def _segment(self, job: Job, loaded: LoadedCase) -> None:
+        result = self._cascade.run(loaded, lambda stage: setattr(job, "text", stage))
+        finished = FinishedCase.of(loaded, result)
+        job.warnings = [*loaded.warnings, *result.warnings]
+        job.volumes_ml, lesions = finished.measure()
+        job.lesions = [asdict(row) for row in lesions]
+        out = job.folder / "out"
+        files = {"labels": write_outputs(out, finished, self._cascade.options)}
+        files |= {f"dicom-{path.stem}": path for path in sorted((out / "dicom").rglob("*.dcm"))}
+        try:
+            labels = loaded.volume.with_array(result.labels)
+            files["view"] = write_view(job.folder / _VIEW, "image", loaded.volume, labels, remarks=tuple(job.warnings))
+        except MissingExtraError as error:
+            job.warnings.append(f"no 3-D page: {error}")
+        job.files = files
+        _remove(loaded.case.path)  # results are kept for a while, the patient's images are not
+
+    def _prune(self) -> None:
+        with self._lock:
+            over = [name for name, job in self._jobs.items() if job.state in (DONE, FAILED)][:-_KEPT]
+        for name in over:
+            self.forget(name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, CaseError):
+        return error.reason
+    if isinstance(error, KitsCascadeError):
+        return str(error)
+    return "does not fit into memory" if isinstance(error, MemoryError) else type(error).__name__
