@@ -31,9 +31,9 @@ def grand_challenge(
     fast: Annotated[bool, typer.Option("--fast", help="No mirroring, and fewer tiles.")] = False,
 ) -> None:
     """Do what a challenge platform's container is started for: one CT below /input, its labels below /output."""
-    from kits_cascade.inference.cascade import Cascade, CascadeOptions, Speed
+    from kits_cascade.inference.cascade import Cascade, Speed
     from kits_cascade.models.choose import resolve_models
-    from kits_cascade.service.grand_challenge import answering, find_job, model_source, run_job
+    from kits_cascade.service.grand_challenge import find_job, model_source, run_job
 
     start = time.perf_counter()
 
@@ -45,7 +45,8 @@ def grand_challenge(
     chosen = resolve_models(model_source(models))
     for line in chosen.summary():
         say(line)
-    cascade = Cascade(chosen, device=device, options=answering(CascadeOptions()), speed=Speed.named(tta, fast))
+    # A challenge counts a refusal as nothing found: every case gets an answer.
+    cascade = Cascade(chosen, device=device, speed=Speed().changed(tta, fast), accept_values=True)
     say("networks loaded")
     say(f"written: {run_job(job, cascade, say)}")
 
@@ -80,7 +81,7 @@ def serve(
     chosen = resolve_models(models)
     for line in chosen.summary():
         typer.echo(line)
-    cascade = Cascade(chosen, device=device, speed=Speed.named(tta, fast))
+    cascade = Cascade(chosen, device=device, speed=Speed().changed(tta, fast))
     server.serve(
         cascade, host, port, token, work=work, waiting=waiting, upload_bytes=megabytes * 1_000_000, say=typer.echo
     )

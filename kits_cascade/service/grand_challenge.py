@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from kits_cascade.errors import FileFormatError, UsageError
 from kits_cascade.files import read_json
-from kits_cascade.inference.cascade import Cascade, CascadeOptions
+from kits_cascade.inference.cascade import Cascade
 from kits_cascade.volumes import itk
 from kits_cascade.volumes.find import InputCase, find_inputs
 
@@ -122,13 +122,6 @@ def model_source(given: Path | None, mounted: Path = MODEL_FOLDER, baked_in: Pat
     if len(bundles) > 1:
         raise UsageError(f"{mounted}: several bundles: {', '.join(path.name for path in bundles)}; leave one")
     return bundles[0] if bundles else mounted
-
-
-def answering(options: CascadeOptions) -> CascadeOptions:
-    """Options under which every case gets an answer: a challenge counts a refusal as nothing found."""
-    known = {field.name for field in fields(options)}
-    changes: dict[str, Any] = {"accept_values": True} if "accept_values" in known else {}
-    return replace(options, **changes)
 
 
 def run_job(job: Job, cascade: Cascade, say: Say) -> Path:

@@ -8,16 +8,22 @@ import secrets
 import shutil
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
 from kits_cascade.errors import CaseError, KitsCascadeError, MissingExtraError
 from kits_cascade.inference.cascade import Cascade
+from kits_cascade.inference.measure import LesionRow
 from kits_cascade.report.viewer import write_view
+from kits_cascade.runs.dicom_results import SEG, SR, write_dicom
 from kits_cascade.runs.outputs import FinishedCase, write_outputs
 from kits_cascade.service.uploads import Limits, receive
 from kits_cascade.volumes.cases import LoadedCase, load_case
+from kits_cascade.volumes.dicom_sr import Findings
+from kits_cascade.volumes.volume import Array
 
 log = logging.getLogger(__name__)
 WAITING, WORKING, DONE, FAILED = "waiting", "working", "done", "failed"
@@ -128,22 +134,38 @@ class Jobs:
         job.warnings = [*loaded.warnings, *result.warnings]
         job.volumes_ml, lesions = finished.measure()
         job.lesions = [asdict(row) for row in lesions]
-        out = job.folder / "out"
-        files = {"labels": write_outputs(out, finished, self._cascade.options)}
-        files |= {f"dicom-{path.stem}": path for path in sorted((out / "dicom").rglob("*.dcm"))}
-        try:
-            labels = loaded.volume.with_array(result.labels)
-            files["view"] = write_view(job.folder / _VIEW, "image", loaded.volume, labels, remarks=tuple(job.warnings))
-        except MissingExtraError as error:
-            job.warnings.append(f"no 3-D page: {error}")
-        job.files = files
+        job.warnings += [finding.text for finding in finished.check(job.volumes_ml, lesions)]
+        labels = write_outputs(job.folder / "out", finished, self._cascade.options)
+        job.files = {"labels": labels} | self._extras(job, loaded, result.labels, lesions)
         _remove(loaded.case.path)  # results are kept for a while, the patient's images are not
+
+    def _extras(self, job: Job, loaded: LoadedCase, labels: Array, lesions: list[LesionRow]) -> dict[str, Path]:
+        """The page, and SEG and SR of a DICOM series, where the packages for them are installed."""
+        files = {}
+        with _without_extra(job, "3-D page"):
+            shown = loaded.volume.with_array(labels)
+            files["view"] = write_view(job.folder / _VIEW, "image", loaded.volume, shown, remarks=tuple(job.warnings))
+        if loaded.case.kind == "dicom":
+            with _without_extra(job, "DICOM SEG"):
+                found = Findings(lesions, job.volumes_ml, job.warnings)
+                series, folder = loaded.case.path, job.folder / "dicom"
+                written = write_dicom(folder, series, loaded.volume, labels, found, "", (SEG, SR))
+                files |= {path.stem: path for path in written}
+        return files
 
     def _prune(self) -> None:
         with self._lock:
             over = [name for name, job in self._jobs.items() if job.state in (DONE, FAILED)][:-_KEPT]
         for name in over:
             self.forget(name)
+
+
+@contextmanager
+def _without_extra(job: Job, what: str) -> Iterator[None]:
+    try:
+        yield
+    except MissingExtraError as error:
+        job.warnings.append(f"no {what}: {error}")
 
 
 def _remove(path: Path) -> None:

@@ -17,6 +17,7 @@ from kits_cascade.errors import UsageError
 from kits_cascade.inference.cascade import Cascade
 from tests.evaluation.small_scores import label_map
 from tests.inference.oracle import HU, Oracle
+from tests.volumes.painted_series import write_ct
 
 pytest.importorskip("fastapi", reason="no fastapi here: pip install 'kits-cascade[serve]'")
 pytest.importorskip("uvicorn")
@@ -126,6 +127,19 @@ def test_labels_and_page_come_back(service):
     assert service.ask("DELETE", f"/jobs/{job['id']}")[0] == 204
     assert service.ask("GET", f"/jobs/{job['id']}")[0] == 404
     assert not any(service.folder.iterdir())
+
+
+def test_a_zip_of_dicom_gives_a_segmentation_object(service, tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    pytest.importorskip("highdicom")
+    write_ct(tmp_path / "series", HU[label_map()], spacing=(5.0, 3.0, 3.0))
+    files = sorted((tmp_path / "series").iterdir())
+    content = zipped(*((f"../{path.name}", path.read_bytes()) for path in files), ("readme.txt", b"not a slice"))
+    job = service.finished(service.send(content, filename="a.zip")[1]["id"])
+    assert job["state"] == "done", job
+    assert {"labels", "seg", "sr"} <= set(job["files"])
+    seg = pydicom.dcmread(io.BytesIO(service.ask("GET", f"/jobs/{job['id']}/seg")[1]))
+    assert seg.Modality == "SEG"
 
 
 def bomb(size=20_000_000):
