@@ -77,6 +77,7 @@ def table(plan):
         return {row["system"]: row for row in csv.DictReader(stream)}
 
 
+@pytest.mark.slow
 def test_one_table_and_one_page(plan):
     plan = replace(plan, pictures=True)
     player, said = Player(plan), []

@@ -14,6 +14,7 @@ from kits_cascade.training.trainer_options import TrainerOptions
 from tests.conftest import REPOSITORY
 
 optuna = pytest.importorskip("optuna", reason="the extra tune is not installed")
+pytestmark = pytest.mark.slow
 DATASET = "Dataset220_KiTS"
 
 
