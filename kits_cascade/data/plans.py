@@ -191,7 +191,7 @@ def _plain(content: Any) -> Any:
 def _plan(work: _Work, folders: NnunetFolders, report: PlanReport, check: NetworkCheck | None) -> None:
     """nnU-Net's planner, and the preset laid over its plans."""
     basis = [work.state["data"], work.preset.planner, work.preset.gpu_memory_gb, dict(work.preset.stages)]
-    added = [work.preset.training, work.preset.intensities if work.stage.key == SOURCE_STAGE.key else None]
+    added = [work.preset.training, work.preset.intensities]
     mark = digest([*basis, *(dict(values) for values in added if values is not None)])
     plans_marks = work.state.setdefault("plans", {})
     if plans_marks.get(work.preset.plans_name) == mark and work.plans_file.is_file():

@@ -209,7 +209,7 @@ def apply_preset(plans: dict[str, Any], preset: Preset, stage: str) -> dict[str,
         configurations.get(name, {}).pop("next_stage", None)
     if preset.training is not None:
         result["kits_cascade"] = dict(preset.training)
-    if preset.intensities is not None and stage == SOURCE_STAGE.key:
+    if preset.intensities is not None:
         result["foreground_intensity_properties_per_channel"]["0"] = dict(preset.intensities)
     for name, values in preset.stages.get(stage, {}).items():
         base = deepcopy(configurations.get(name) or configurations["3d_fullres"])

@@ -59,16 +59,45 @@ def strip_checkpoint(source: Path, target: Path, *, half: bool = False) -> None:
 
     content = load_checkpoint(source)
     small: dict[str, Any] = {key: content[key] for key in _KEPT if key in content}
-    weights = {name: tensor.contiguous() for name, tensor in content["network_weights"].items()}
-    if half:
-        weights = {name: t.half() if t.dtype == torch.float32 else t for name, t in weights.items()}
-    small["network_weights"] = weights
+    small["network_weights"] = _packed(content["network_weights"], half)
     init = content.get("init_args", {})
     small["init_args"] = {key: init[key] for key in _KEPT_INIT if key in init}
     axes = content.get("inference_allowed_mirroring_axes")
     small["inference_allowed_mirroring_axes"] = None if axes is None else tuple(int(axis) for axis in axes)
     with atomic_path(target) as temporary, temporary.open("wb") as stream:
         torch.save(small, stream)
+
+
+def widen_checkpoint(source: Path, target: Path, channels: int) -> None:
+    """Weights to start a network of the same plan from that sees ``channels``: what it knows less of, it ignores."""
+    import torch
+
+    weights = load_checkpoint(source)["network_weights"]
+    own = min(t.shape[1] for t in weights.values() if t.ndim == 5)  # of the convolutions, the first has the fewest
+    made = {}
+    for name, tensor in weights.items():
+        first = tensor.ndim == 5 and tensor.shape[1] == own and "encoder.stages.0" in name
+        missing = channels - own if first else 0
+        more = [tensor.new_zeros((tensor.shape[0], missing, *tensor.shape[2:]))] if missing > 0 else []
+        made[name] = torch.cat([tensor, *more], 1) if more else tensor
+    with atomic_path(target) as temporary, temporary.open("wb") as stream:
+        torch.save({"network_weights": made}, stream)
+
+
+def _packed(weights: dict[str, Any], half: bool) -> dict[str, Any]:
+    """Contiguous weights. nnU-Net's networks hold most of theirs under several names: these stay one in the file."""
+    import torch
+
+    made: dict[Any, Any] = {}
+    for tensor in weights.values():
+        key = _place(tensor)
+        if key not in made:
+            made[key] = (tensor.half() if half and tensor.dtype == torch.float32 else tensor).contiguous()
+    return {name: made[_place(tensor)] for name, tensor in weights.items()}
+
+
+def _place(tensor: Any) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def _is_weights(weights: Any) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 from kits_cascade.errors import KitsCascadeError
 from kits_cascade.models.bundle import open_bundle, read_bundled_networks
-from kits_cascade.nnunet_folders import VARIABLES
+from kits_cascade.models.checkpoint import widen_checkpoint
+from kits_cascade.nnunet_folders import CHECKPOINT, VARIABLES
 from kits_cascade.recipes.steps import Run, Step, continuation, is_finished, run_command
 from kits_cascade.stages import STAGES, Stage
 
@@ -67,6 +69,10 @@ class Weights:
         name = f"{TRAINERS[stage.key]}__nnUNetPlans__{stage.configuration}"
         return self.root / "nnunet" / "nnUNet_results" / stage.dataset / name / "fold_0"
 
+    def start_file(self, stage: Stage) -> Path:
+        """Weights of the stage before, fit for this one's channels."""
+        return self.root / f"start_{stage.key}.pth"
+
 
 def weight_steps(plan: Weights) -> list[Step]:
     """Title and command of each step that is left."""
@@ -93,7 +99,8 @@ def _all_but_held_out(anatomy: Path) -> str:
 
 
 def _training_steps(plan: Weights) -> list[Step]:
-    first = _weights_to_start_from(plan)
+    """Each stage starts from the network before it, which knows kidneys already: half of the steps are saved."""
+    first = _weights_to_start_from(plan) or {stage.key: plan.start_file(stage) for stage in STAGES[1:]}
     steps = []
     for stage in STAGES:
         fold = plan.fold(stage)
@@ -118,6 +125,14 @@ def _export_step(plan: Weights) -> Step:
     return Step("The bundle", ("kits-cascade", "models", "export", str(plan.bundle), "--half", "--overwrite"))
 
 
+def _write_start(plan: Weights, step: Step) -> None:
+    """The weights that a training starts from, where it is one that starts, and the network before is trained."""
+    for before, stage in pairwise(STAGES):
+        target, source = plan.start_file(stage), plan.fold(before) / CHECKPOINT
+        if str(target) in step.argv and not target.is_file() and source.is_file():
+            widen_checkpoint(source, target, channels=2 if stage.key == "masses" else 1)
+
+
 def make_weights(plan: Weights, say: Say, run: Run = run_command) -> Path:
     """Run the steps that are left; the bundle."""
     begin = time.monotonic()
@@ -125,6 +140,7 @@ def make_weights(plan: Weights, say: Say, run: Run = run_command) -> Path:
     for number, step in enumerate(steps, 1):
         say(f"[{number}/{len(steps)}] {step.title}  ({(time.monotonic() - begin) / 60:.0f} min)")
         say(f"    $ {step.shown()}")
+        _write_start(plan, step)
         code = run(step.argv, plan.environment)
         # Painted chests and pelvises hold no kidney: convert leaves them out, and says so with exit code 1.
         if code != 0 and not (code == 1 and step.argv[1] == "convert"):

@@ -15,7 +15,7 @@ import pytest
 from kits_cascade.data.derive import derive_stages
 from kits_cascade.data.lean import LeanPreprocessor, LeanReader
 from kits_cascade.data.plans import plan_stages
-from kits_cascade.data.presets import load_preset, preset_folder
+from kits_cascade.data.presets import apply_preset, load_preset, preset_folder
 from kits_cascade.errors import DatasetError, UsageError
 from kits_cascade.files import read_json, write_json
 from kits_cascade.training.architecture import check_network
@@ -293,6 +293,14 @@ def test_wrong_presets_are_refused_with_the_place(planned, tmp_path, place, valu
         plan_stages(
             planned[0], preset=str(tmp_path / "wrong.json"), stages=["coarse"], preprocess=False, check=check_network
         )
+
+
+def test_intensities_of_a_preset_take_the_place_of_those_measured(planned):
+    plans = read_json(folder_of(planned[0], "kidney") / "nnUNetPlans.json")
+    preset = load_preset("shipped")
+    changed = apply_preset(plans, preset, "kidney")
+    assert changed["foreground_intensity_properties_per_channel"]["0"] == preset.intensities
+    assert plans["foreground_intensity_properties_per_channel"]["0"] != preset.intensities
 
 
 def test_presets_that_are_not_there(tmp_path):

@@ -44,7 +44,7 @@ def test_a_stopped_training_goes_on_and_a_finished_one_is_left(plan):
     trainings = [step.argv for step in weights.weight_steps(plan) if step.argv[0] == "nnUNetv2_train"]
     assert [argv[1] for argv in trainings] == ["222", "223"]
     assert trainings[0][-1] == "--c"
-    assert trainings[1][-1] == "cpu"
+    assert trainings[1][-2:] == ("-pretrained_weights", str(plan.root / "start_masses.pth"))
 
 
 def test_a_failed_step_says_which_and_that_nothing_is_lost(plan):
