@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from kits_cascade.errors import KitsCascadeError
+from kits_cascade.errors import KitsCascadeError, UsageError
 from kits_cascade.files import read_json
 from kits_cascade.labels import REGION_NAMES
 from kits_cascade.models.choose import SHIPPED
@@ -120,6 +120,8 @@ class TrainingDemo(Demo):
 def run(demo: Demo, say: Say) -> dict[str, float]:
     """Run all steps; the mean scores on the held-out phantoms (none on a CT without truth)."""
     begin = time.monotonic()
+    if not isinstance(demo, TrainingDemo) and not SHIPPED.is_file():
+        raise UsageError("this installation comes with no networks; kits-cascade demo --train makes some, on phantoms")
     steps = demo.steps()
     for number, (title, command) in enumerate(steps, 1):
         say(f"[{number}/{len(steps)}] {title}  ({_clock(time.monotonic() - begin)})")
