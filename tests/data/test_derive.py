@@ -324,9 +324,9 @@ import sys, time
 from pathlib import Path
 from kits_cascade import files
 from kits_cascade.data.derive import derive_stages
-from kits_cascade.nnunet_folders import nnunet_folders
+from kits_cascade.nnunet_folders import open_folders
 if __name__ == "__main__":
-    derive_stages(nnunet_folders(Path(sys.argv[1])), jobs=2)
+    derive_stages(open_folders(Path(sys.argv[1])), jobs=2)
 """
 
 

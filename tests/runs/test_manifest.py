@@ -249,10 +249,10 @@ def test_a_record_of_another_version_keeps_what_we_do_not_know(tmp_path):
     run = manifest(out)
     source = finish(run, "a", out)
     path = run.records.path("a")
-    path.write_text(json.dumps(read_json(path) | {"verdict": {"word": "plausible"}}), encoding="utf-8")
+    path.write_text(json.dumps(read_json(path) | {"reviewed": {"by": "a reader"}}), encoding="utf-8")
     record = run.records.get("a")
-    assert record.more == {"verdict": {"word": "plausible"}}
+    assert record.more == {"reviewed": {"by": "a reader"}}
     run.records.put(record)
     run.assemble()
-    assert read_json(out / "run.json")["cases"]["a"]["verdict"] == {"word": "plausible"}
+    assert read_json(out / "run.json")["cases"]["a"]["reviewed"] == {"by": "a reader"}
     assert manifest(out).is_done("a", source)
