@@ -340,7 +340,7 @@ def test_command_stopped_and_started_again(server, tmp_path, kits23, how):
     assert list(part.glob(".*.part"))
     server.requests.clear()
     done = subprocess.run(
-        command, check=False, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=60
+        command, check=False, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300
     )
     assert done.returncode == 0, done.stderr
     ranges = [headers.get("range") for _, path, headers in server.requests if path == image(names[1])]

@@ -186,7 +186,7 @@ def test_a_pair_of_nets_and_ids_of_ones_own(folders):
 
 
 def test_devices_work_at_the_same_time(folders):
-    together = threading.Barrier(2, timeout=20)
+    together = threading.Barrier(2, timeout=120)
 
     class Pair(Player):
         def __call__(self, argv, environment):
