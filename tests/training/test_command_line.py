@@ -67,8 +67,8 @@ def _half(rank, port, logits, target, results):
     """One of two processes, each with half of the batch."""
     import torch.distributed as dist
 
-    from kits_cascade.training.losses import SurfaceOverlapLoss
     from kits_cascade.training.loss_table import _gather
+    from kits_cascade.training.losses import SurfaceOverlapLoss
 
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     own = logits[rank : rank + 1].clone().requires_grad_()
