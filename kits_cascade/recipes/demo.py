@@ -17,11 +17,9 @@ from kits_cascade.errors import KitsCascadeError, UsageError
 from kits_cascade.files import read_json
 from kits_cascade.labels import REGION_NAMES
 from kits_cascade.models.choose import SHIPPED
-from kits_cascade.recipes.steps import Step, run_command
+from kits_cascade.recipes.steps import TWO_CORES, Step, run_command
 
 _TRAINERS: Final = {"coarse": "DemoTrainer", "kidney": "DemoSurfaceLossTrainer", "masses": "DemoMassesTrainer"}
-# nnU-Net starts 8 to 12 processes where it can; here each would take seconds to start, and get work for less.
-_TWO_CORES: Final = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "2", "nnUNet_compile": "f"}
 # A few hundred steps on a few phantoms: the fine networks must have seen what a wrong coarse box can hold.
 _MARGIN_MM: Final = 70
 Say = Callable[[str], None]
@@ -135,7 +133,7 @@ def run(demo: Demo, say: Say) -> dict[str, float]:
 
 
 def _step(title: str, command: list[str]) -> None:
-    limits = {name: value for name, value in _TWO_CORES.items() if name not in os.environ}
+    limits = {name: value for name, value in TWO_CORES.items() if name not in os.environ}
     step = Step(title, ("kits-cascade", *command))
     code = run_command(step.argv, limits)
     if code != 0:

@@ -10,9 +10,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from kits_cascade.errors import KitsCascadeError, UsageError
 from kits_cascade.nnunet_folders import CHECKPOINT
+
+# nnU-Net starts 8 to 12 processes where it can; on two cores they would take the time that the work needs.
+TWO_CORES: Final = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "2", "nnUNet_compile": "f"}
 
 Run = Callable[[Sequence[str], Mapping[str, str]], int]
 Fold = int | str

@@ -13,7 +13,7 @@ from kits_cascade.errors import KitsCascadeError
 from kits_cascade.models.bundle import open_bundle, read_bundled_networks
 from kits_cascade.models.checkpoint import widen_checkpoint
 from kits_cascade.nnunet_folders import CHECKPOINT, VARIABLES
-from kits_cascade.recipes.steps import Run, Step, continuation, is_finished, run_command
+from kits_cascade.recipes.steps import TWO_CORES, Run, Step, continuation, is_finished, run_command
 from kits_cascade.stages import STAGES, Stage
 
 TRAINERS: Final[Mapping[str, str]] = {
@@ -24,13 +24,6 @@ TRAINERS: Final[Mapping[str, str]] = {
 PRESET: Final = "shipped"
 MARGIN_MM: Final = 25
 HELD_OUT: Final = "t1"  # an anatomy that no network may see
-# nnU-Net starts 8 to 12 processes where it can; on two cores they would take the time that training needs.
-_TWO_CORES: Final = {
-    "nnUNet_n_proc_DA": "1",
-    "nnUNet_def_n_proc": "2",
-    "nnUNet_compile": "f",
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
 Say = Callable[[str], None]
 
 
@@ -62,7 +55,7 @@ class Weights:
     def environment(self) -> dict[str, str]:
         """nnU-Net's folders, and the limits for two cores."""
         folders = {variable: str(self.root / "nnunet" / variable) for variable in VARIABLES}
-        return {**_TWO_CORES, **folders}
+        return {**TWO_CORES, "OMP_WAIT_POLICY": "PASSIVE", **folders}
 
     def fold(self, stage: Stage) -> Path:
         """nnU-Net's folder of a stage's only fold."""

@@ -97,6 +97,18 @@ class Canvas:
         return field_
 
 
+def nearest(source: Array, places: Array) -> Array:
+    """Values of a volume at ``places`` (voxels, (3, z, y, x)), each the nearest one's; 0 outside of it."""
+    index = np.rint(places).astype(np.int32)
+    inside = np.ones(index.shape[1:], dtype=bool)
+    for axis, size in enumerate(source.shape):
+        inside &= (index[axis] >= 0) & (index[axis] < size)
+        np.clip(index[axis], 0, size - 1, out=index[axis])
+    found: Array = source.ravel()[(index[0] * source.shape[1] + index[1]) * source.shape[2] + index[2]]
+    found[~inside] = 0
+    return found
+
+
 def rotation(degrees: Sequence[float]) -> Any:
     """About z, y and x."""
     matrix = np.eye(3)

@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch.nn.functional import grid_sample, interpolate
 
 from kits_cascade.synthetic.body_events import paint_events
-from kits_cascade.synthetic.body_plan import BodyPlan, Canvas, rotation
+from kits_cascade.synthetic.body_plan import BodyPlan, Canvas, nearest, rotation
 from kits_cascade.synthetic.noise import Noise
 from kits_cascade.synthetic.painted_kidneys import paint_kidneys
 from kits_cascade.synthetic.subjects import COARSE, GRID_MM, KIDNEY_CODE, hull_margin
@@ -32,7 +32,7 @@ def paint_body(
     """The body around ``centre``, a place in the anatomy in mm (z, y, x)."""
     noise = Noise(int(rng.integers(2**62)))
     places = _map_to_anatomy(plan, shape, spacing, centre, noise)
-    tissue = _look_up(plan.anatomy.tissue, places)
+    tissue = nearest(plan.anatomy.tissue, places / GRID_MM - 0.5)
     labels = np.zeros(tuple(shape), dtype=np.uint8)
     canvas = Canvas(plan, spacing, rng, noise, places, tissue, labels, _distance(plan.anatomy.outside, places))
     _dress(canvas)
@@ -61,18 +61,6 @@ def _map_to_anatomy(
     lattice_map = torch.from_numpy(moved.astype(np.float32))[None]
     full: Array = interpolate(lattice_map, tuple(shape), mode="trilinear", align_corners=True)[0].numpy()
     return full
-
-
-def _look_up(source: Array, places: Array) -> Array:
-    """The nearest voxel's value; 0 outside of the anatomy."""
-    index = np.rint(places / GRID_MM - 0.5).astype(np.int32)
-    inside = np.ones(places.shape[1:], dtype=bool)
-    for axis, size in enumerate(source.shape):
-        inside &= (index[axis] >= 0) & (index[axis] < size)
-        np.clip(index[axis], 0, size - 1, out=index[axis])
-    found: Array = source.ravel()[(index[0] * source.shape[1] + index[1]) * source.shape[2] + index[2]]
-    found[~inside] = 0
-    return found
 
 
 def _distance(source: Array, places: Array) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from kits_cascade.labels import CYST, KIDNEY, TUMOR
-from kits_cascade.synthetic.body_plan import Canvas, rotation
+from kits_cascade.synthetic.body_plan import Canvas, nearest, rotation
 from kits_cascade.synthetic.subjects import GRID_MM, KIDNEY_CODE, KidneySource
 from kits_cascade.synthetic.tissues import CODE
 from kits_cascade.volumes.volume import Array
@@ -78,19 +78,9 @@ def _place(canvas: Canvas, source: KidneySource, centre: Array, *, turned: bool)
     relative = canvas.places[(slice(None), *window)] - centre.astype(np.float32)[:, None, None, None]
     index = np.einsum("ij,jzyx->izyx", (matrix / GRID_MM).astype(np.float32), relative)
     index += np.array(source.centre, dtype=np.float32)[:, None, None, None]
-    values = _nearest(source.labels, np.rint(index).astype(np.int32))
+    values = nearest(source.labels, index)
     view = canvas.labels[window]
     view[values > 0] = values[values > 0]
-
-
-def _nearest(labels: Array, index: Array) -> Array:
-    valid = np.ones(index.shape[1:], dtype=bool)
-    for axis, size in enumerate(labels.shape):
-        valid &= (index[axis] >= 0) & (index[axis] < size)
-        np.clip(index[axis], 0, size - 1, out=index[axis])
-    values: Array = labels[index[0], index[1], index[2]]
-    values[~valid] = 0
-    return values
 
 
 def _fill_kidney(canvas: Canvas) -> None:
