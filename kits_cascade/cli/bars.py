@@ -31,7 +31,10 @@ _LINE_SECONDS: Final = 5.0
 @contextmanager
 def progress_bar(title: str, quiet: bool = False) -> Iterator[Progress]:
     """A callback (done, total, what) that draws a bar with the time left; in a log file it writes a line a step."""
-    console = Console(stderr=True, quiet=quiet, highlight=False)
+    console = Console(stderr=True, highlight=False)
+    if quiet:
+        yield lambda done, total, what: None  # a quiet console would still lay out each line, thousands of them
+        return
     if not console.is_terminal:
         yield lambda done, total, what: console.print(f"{title}: {done}/{total} {what}", markup=False)
         return

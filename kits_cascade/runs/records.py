@@ -149,21 +149,25 @@ class Records:
 
     def all(self) -> Iterator[dict[str, Any]]:
         """The content of all records; only those that have changed are read again."""
+        before = dict(self._read)
         for file, stamp in self.listing().items():
-            if file not in self._read or self._read[file][0] != stamp:
-                self._read[file] = (stamp, _compact(self.folder / file))
-        for _, text in list(self._read.values()):
+            if file not in before or before[file][0] != stamp:
+                before.pop(file, None)
+                content = _content(self.folder / file)
+                self._read[file] = (stamp, json.dumps(content, ensure_ascii=False))
+                yield content
+        for _, text in before.values():
             yield json.loads(text)
 
 
-def _compact(path: Path) -> str:
+def _content(path: Path) -> dict[str, Any]:
     try:
-        content = read_json(path)
+        content: dict[str, Any] = read_json(path)
         if not {"name", "status"} <= set(content):
             raise ValueError("no name, or no status")  # noqa: TRY301
     except (OSError, ValueError, TypeError) as error:
         raise FileFormatError(f"{path}: not readable ({error}); delete it to do its case again") from error
-    return json.dumps(content, ensure_ascii=False)
+    return content
 
 
 def file_name(name: str) -> str:

@@ -99,7 +99,7 @@ def _folder_cases(source: Path) -> Iterator[InputCase]:
         return
     files, folders = _entries(source)
     images = [path for path in files if is_nifti(path) or itk.is_itk(path)]
-    others = [path for path in files if path not in set(images)]
+    others = sorted(set(files).difference(images))
     yield from _image_cases(images)
     yield from _foreign(others)
     holds_series = dicom.holds_dicom(others)

@@ -263,3 +263,26 @@ def test_nothing_that_may_be_a_case_is_passed_over(tmp_path):
         load_only_named(tmp_path, "link")
     with pytest.raises(CaseError, match=r"not read here .*convert"):
         load_only_named(tmp_path, "pair.hdr")
+
+
+def test_ten_times_the_files_are_ten_times_the_work(tmp_path, monkeypatch):
+    """Counted, not timed: how often a path is looked up."""
+    count, kind = 0, type(tmp_path)
+    original = kind.__hash__
+
+    def counted(path):
+        nonlocal count
+        count += 1
+        return original(path)
+
+    monkeypatch.setattr(kind, "__hash__", counted)
+    found = []
+    for number in (20, 200):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for case in range(number):
+            (folder / f"{case:03d}_0000.nii.gz").touch()
+        count = 0
+        assert len(find_inputs(folder)) == number
+        found.append(count)
+    assert found[1] < 20 * max(found[0], 1)
