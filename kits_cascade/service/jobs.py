@@ -14,20 +14,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
+import numpy as np
+
 from kits_cascade.errors import CaseError, KitsCascadeError, MissingExtraError
+from kits_cascade.files import write_json
 from kits_cascade.inference.cascade import Cascade
 from kits_cascade.inference.measure import LesionRow
 from kits_cascade.report.viewer import write_view
-from kits_cascade.runs.dicom_results import SEG, SR, write_dicom
 from kits_cascade.runs.outputs import FinishedCase, write_outputs
-from kits_cascade.service.uploads import Limits, receive
-from kits_cascade.volumes.cases import LoadedCase, load_case
-from kits_cascade.volumes.dicom_sr import Findings
+from kits_cascade.service import reader
+from kits_cascade.service.handover import restore_case
+from kits_cascade.service.isolation import run_apart
+from kits_cascade.service.uploads import Limits, RefusedError
+from kits_cascade.volumes.cases import LoadedCase
 from kits_cascade.volumes.volume import Array
 
 log = logging.getLogger(__name__)
 WAITING, WORKING, DONE, FAILED = "waiting", "working", "done", "failed"
 _KEPT: Final = 32  # finished jobs whose results can be fetched
+_READERS: Final = 2  # uploads that are read at the same time, each by a process of its own
 _VIEW: Final = "view.html"
 
 
@@ -63,7 +68,8 @@ class Jobs:
         self.limits = limits or Limits()
         self._cascade, self._folder = cascade, folder
         self._places = threading.BoundedSemaphore(waiting)
-        self._queue: queue.Queue[tuple[Job, Any] | None] = queue.Queue()
+        self._readers = threading.BoundedSemaphore(_READERS)
+        self._queue: queue.Queue[tuple[Job, LoadedCase] | None] = queue.Queue()
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._worker = threading.Thread(target=self._work, daemon=True, name="cascade")
@@ -83,15 +89,22 @@ class Jobs:
         job = Job(secrets.token_urlsafe(16), self._folder / secrets.token_hex(16))
         job.folder.mkdir(parents=True)
         try:
-            case = receive(stream, job.folder, self.limits)
+            loaded = self._read(stream, job.folder)
         except BaseException:
             shutil.rmtree(job.folder, ignore_errors=True)
             self.release()
             raise
         with self._lock:
             self._jobs[job.id] = job
-        self._queue.put((job, case))
+        self._queue.put((job, loaded))
         return job
+
+    def _read(self, stream: IO[bytes], folder: Path) -> LoadedCase:
+        with (folder / reader.UPLOAD).open("wb") as target:
+            shutil.copyfileobj(stream, target)
+        with self._readers:
+            run_apart(reader.READ, folder, self.limits)
+        return restore_case(folder, self.limits)
 
     def get(self, name: str) -> Job | None:
         """By its id: looked up, never made a path of."""
@@ -116,11 +129,12 @@ class Jobs:
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
-            job, case = item
+            job, loaded = item
             job.state = WORKING
             start = time.perf_counter()
             try:
-                self._segment(job, load_case(case))
+                with _without_images(job):
+                    self._segment(job, loaded)
                 job.state, job.text = DONE, f"{time.perf_counter() - start:.1f} s"
             except Exception as error:  # whatever a client's file does, the next job is another client's
                 log.debug("job failed", exc_info=error)
@@ -137,7 +151,6 @@ class Jobs:
         job.warnings += [finding.text for finding in finished.check(job.volumes_ml, lesions)]
         labels = write_outputs(job.folder / "out", finished, self._cascade.options)
         job.files = {"labels": labels} | self._extras(job, loaded, result.labels, lesions)
-        _remove(loaded.case.path)  # results are kept for a while, the patient's images are not
 
     def _extras(self, job: Job, loaded: LoadedCase, labels: Array, lesions: list[LesionRow]) -> dict[str, Path]:
         """The page, and SEG and SR of a DICOM series, where the packages for them are installed."""
@@ -147,11 +160,15 @@ class Jobs:
             files["view"] = write_view(job.folder / _VIEW, "image", loaded.volume, shown, remarks=tuple(job.warnings))
         if loaded.case.kind == "dicom":
             with _without_extra(job, "DICOM SEG"):
-                found = Findings(lesions, job.volumes_ml, job.warnings)
-                series, folder = loaded.case.path, job.folder / "dicom"
-                written = write_dicom(folder, series, loaded.volume, labels, found, "", (SEG, SR))
-                files |= {path.stem: path for path in written}
+                files |= self._dicom(job, labels, lesions)
         return files
+
+    def _dicom(self, job: Job, labels: Array, lesions: list[LesionRow]) -> dict[str, Path]:
+        np.save(job.folder / reader.LABELS, labels, allow_pickle=False)
+        said = {"lesions": [asdict(row) for row in lesions], "volumes_ml": job.volumes_ml, "remarks": job.warnings}
+        write_json(job.folder / reader.FINDINGS, said)
+        run_apart(reader.DICOM, job.folder, self.limits)
+        return {path.stem: path for path in sorted((job.folder / reader.RESULTS).glob("*.dcm"))}
 
     def _prune(self) -> None:
         with self._lock:
@@ -164,15 +181,22 @@ class Jobs:
 def _without_extra(job: Job, what: str) -> Iterator[None]:
     try:
         yield
-    except MissingExtraError as error:
+    except (MissingExtraError, RefusedError) as error:
         job.warnings.append(f"no {what}: {error}")
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+@contextmanager
+def _without_images(job: Job) -> Iterator[None]:
+    """Afterwards there are results, which are kept for a while, and nothing of the patient's images."""
+    try:
+        yield
+    finally:
+        kept = {path.relative_to(job.folder).parts[0] for path in job.files.values()}
+        for path in job.folder.iterdir():
+            if path.is_dir() and path.name not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name not in kept:
+                path.unlink(missing_ok=True)
 
 
 def _reason(error: Exception) -> str:

@@ -1,9 +1,11 @@
-"""What a client sends, as a case on disk: measured before it is unpacked, and under names that are ours alone."""
+"""What a client sends, as a case on disk: measured before it is unpacked, and under names that are ours alone.
+
+All of it is done by :mod:`.reader`, in a process of its own.
+"""
 
 from __future__ import annotations
 
 import gzip
-import shutil
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -40,17 +42,23 @@ class Limits:
     voxels: int = 400_000_000  # 1500 slices of 512 x 512
     idle_seconds: float = 30.0  # between two pieces of a request
     request_seconds: float = 900.0  # for the whole of it
+    read_seconds: float = 300.0  # for reading what was sent, by the clock and by the processor's
+    memory_bytes: int = 8_000_000_000  # of the process that reads: libraries, and the largest scan several times
+
+    @property
+    def file_bytes(self) -> int:
+        """The largest file that it may write: a slice of a zip, or all voxels in the largest type."""
+        return max(self.unpacked_bytes, 4 * self.voxels) + _PIECE
 
 
-def receive(stream: IO[bytes], folder: Path, limits: Limits) -> InputCase:
-    """Put what was sent into ``folder``, and say which case it is. Raises RefusedError."""
-    start = stream.read(4)
-    stream.seek(0)
-    if start.startswith(_ZIP):
-        return _receive_series(stream, folder / "series", limits)
+def receive(upload: Path, folder: Path, limits: Limits) -> InputCase:
+    """Make of the file ``upload`` a case in ``folder``. Raises RefusedError."""
+    with upload.open("rb") as stream:
+        start = stream.read(4)
+        if start.startswith(_ZIP):
+            return _receive_series(stream, folder / "series", limits)
     path = folder / ("image.nii.gz" if start.startswith(_GZIP) else "image.nii")
-    with path.open("wb") as target:
-        shutil.copyfileobj(stream, target, _PIECE)
+    upload.replace(path)
     _check_header(path, limits)
     return InputCase("image", path, "nifti")
 

@@ -26,7 +26,7 @@ def hold(service):
 def attack(service, what):
     if what == "slow":
         return hold(service)
-    status, answer = service.send(HOSTILE[what][0], filename="../" * 9 + "etc/x")
+    status, answer = service.send(HOSTILE[what], filename="../" * 9 + "etc/x")
     if status == 202:
         state = service.finished(answer["id"])["state"]
         service.ask("DELETE", f"/jobs/{answer['id']}")
