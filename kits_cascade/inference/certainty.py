@@ -16,6 +16,7 @@ from kits_cascade.volumes.geometry import Box
 from kits_cascade.volumes.volume import Array
 
 _STEPS: Final = 255
+UNSURE: Final = 0.75  # nearer to a guess than to no doubt: a lesion below it is shown as such
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from kits_cascade.evaluation.metrics import METRICS, TARGETS
 from kits_cascade.evaluation.pairs import nifti_files, truth_files
 from kits_cascade.evaluation.score import FULL_JSON, CaseScore, ScoreTable, check_writable, evaluate_folder
 from kits_cascade.files import write_text
+from kits_cascade.inference.certainty import UNSURE
 from kits_cascade.inference.plausibility_finding import DOUBTFUL, IMPLAUSIBLE
 from kits_cascade.labels import LABEL_NAMES, REGIONS
 from kits_cascade.parallel import Progress, run_cases
 from kits_cascade.report import figures
 from kits_cascade.report.pictures import CasePicture, PictureTask, draw_case
-from kits_cascade.report.run_info import RunInfo
+from kits_cascade.report.run_info import Judgement, RunInfo
 from kits_cascade.version import __version__
 from kits_cascade.volumes.find import find_inputs
 from kits_cascade.volumes.itk import is_itk
@@ -97,7 +98,8 @@ def build_report(
     tasks = [PictureTask(c, files[c], truths.get(c), image_paths.get(c), shown.get(c), run.look_at(c)) for c in order]
     drawn, failures = _draw(tasks, jobs, progress)
     title = predictions.resolve().name
-    write_text(out / REPORT_HTML, _render(title, order, drawn, scores, run, failures, view_links(out, order)))
+    views, judged = view_links(out, order), {case: run.judgement(case, files[case]) for case in order}
+    write_text(out / REPORT_HTML, _render(title, order, drawn, scores, run, failures, views, judged))
     pictures = [path for case, path in shown.items() if case in drawn] + _figures(out / FIGURES_FOLDER, scores)
     return Report(out / REPORT_HTML, tuple(pictures), scores, tuple(failures))
 
@@ -163,6 +165,7 @@ def _render(
     run: RunInfo,
     failures: Sequence[str],
     views: Mapping[str, str],
+    judged: Mapping[str, Judgement],
 ) -> str:
     by_case: dict[str, CaseScore] = {case.case: case for case in scores.cases} if scores else {}
     return render(
@@ -179,9 +182,7 @@ def _render(
                 "name": name,
                 "score": by_case.get(name),
                 "picture": drawn.get(name),
-                "remarks": run.remarks(name),
-                "verdict": run.verdict(name),
-                "odd": run.findings(name),
+                "judged": judged[name],
                 "view": views.get(name),
             }
             for name in order
@@ -190,6 +191,7 @@ def _render(
         regions=REGIONS,
         targets=TARGETS,
         metrics=METRICS,
+        unsure=UNSURE,
         has_truth=any(plane.truth for picture in drawn.values() for plane in picture.planes),
     )
 

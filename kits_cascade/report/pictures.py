@@ -61,6 +61,7 @@ class LesionLine:
     """A row of a case's lesion table."""
 
     kind: str
+    number: int  # within its kind and source, by falling volume
     source: str
     side: str
     volume_ml: float
@@ -191,4 +192,4 @@ def _line(row: LesionRow, source: str, verdicts: tuple[LesionScore, ...], with_h
     own = [score for score in verdicts if score.kind == row.kind and score.source == source]
     verdict = own[row.number - 1].verdict if own else ""
     hu: Any = row.mean_hu if with_hu else None
-    return LesionLine(row.kind, source, row.side, row.volume_ml, row.diameter_mm, hu, verdict)
+    return LesionLine(row.kind, row.number, source, row.side, row.volume_ml, row.diameter_mm, hu, verdict)

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kits_cascade.files import read_json
+from kits_cascade.files import read_json, sha256
 from kits_cascade.runs.manifest import RUN_JSON
 from kits_cascade.runs.records import FAILED
 
+EDITED = "The labels have been changed after the networks made them."
 _INSIDE_OTHERS = "network"  # the part of the stages' seconds that the networks took
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How far a result is to be believed, by those who made it."""
+
+    verdict: str = ""  # empty where nobody has looked
+    findings: tuple[Mapping[str, Any], ...] = ()  # what the verdict rests on, as run.json has it, the gravest first
+    confidence: Mapping[str, float] = field(default_factory=dict)  # by lesion, such as "tumor 1"
+    remarks: tuple[str, ...] = ()
+
+
+def confidence_of(lesions: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """By lesion, of those whose network has told it."""
+    known = [row for row in lesions if row.get("confidence") is not None]
+    return {f"{row['kind']} {row['number']}": float(row["confidence"]) for row in known}
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,14 @@ class RunInfo:
     def findings(self, case: str) -> list[dict[str, Any]]:
         """What the verdict rests on, the gravest first."""
         return [dict(finding) for finding in self.cases.get(case, {}).get("findings", [])]
+
+    def judgement(self, case: str, labels: Path) -> Judgement:
+        """All that is known of a case's result, whose label file is given; of labels that were changed since, less."""
+        record, remarks = self.cases.get(case, {}), tuple(self.remarks(case))
+        if record.get("result") and sha256(labels) != record["result"]:
+            return Judgement(remarks=(EDITED, *remarks))
+        confidence = confidence_of(record.get("lesions", ()))
+        return Judgement(self.verdict(case), tuple(self.findings(case)), confidence, remarks)
 
     def look_at(self, case: str) -> tuple[int, int, int] | None:
         """The place of the gravest finding that has one, unless all are mere notes."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from kits_cascade.errors import CaseError, FileFormatError, UsageError
 from kits_cascade.files import write_text
+from kits_cascade.inference.certainty import UNSURE
 from kits_cascade.inference.measure import LesionRow, body_midline, measure_lesions, volumes_ml
 from kits_cascade.labels import CYST, KIDNEY, LABEL_NAMES, TUMOR
 from kits_cascade.report.embedded import ViewOptions, pack_scan, to_base64
@@ -18,7 +19,7 @@ from kits_cascade.report.figures import LABEL_COLORS
 from kits_cascade.report.niivue import niivue_licence, niivue_script
 from kits_cascade.report.page import VIEW_FOLDER, prediction_files
 from kits_cascade.report.pictures import read_image, read_label_map
-from kits_cascade.report.run_info import RunInfo
+from kits_cascade.report.run_info import Judgement, RunInfo
 from kits_cascade.report.surfaces import Surface, mask_surface
 from kits_cascade.version import __version__
 from kits_cascade.volumes.components import components
@@ -30,6 +31,7 @@ from kits_cascade.volumes.volume import Array, Volume
 _PRESETS: Final = (("Soft tissue", -160, 240), ("Kidney", -20, 220), ("Narrow", 0, 120), ("Wide", -200, 400))
 _WIDE_PRESETS: Final = (("Bone", -450, 1050), ("Lung", -1350, 150))
 _KIDNEY_OPACITY: Final = 0.5
+Point = tuple[float, float, float]  # in the world
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,13 @@ class Lesion:
     """A line of the list."""
 
     row: LesionRow
-    place: tuple[float, float, float]  # a point inside it, in the world
+    place: Point  # a point inside it, in the world
     surface: Surface | None
 
     @property
-    def title(self) -> str:
-        """Such as Tumor 1."""
-        return f"{self.row.kind.capitalize()} {self.row.number}"
+    def name(self) -> str:
+        """Such as tumor 1."""
+        return f"{self.row.kind} {self.row.number}"
 
 
 def write_view(
@@ -52,10 +54,10 @@ def write_view(
     image: Volume,
     labels: Volume,
     options: ViewOptions | None = None,
-    remarks: tuple[str, ...] = (),
+    judged: Judgement | None = None,
 ) -> Path:
-    """Write the page of a case; image and labels are on one grid."""
-    options = options or ViewOptions()
+    """Write the page of a case; image and labels are on one grid. ``judged``: how far the result is to be believed."""
+    options, judged = options or ViewOptions(), judged or Judgement()
     if image.shape != labels.shape:
         raise CaseError(
             name, f"the image has shape {image.shape}, the labels {labels.shape}; they do not belong together"
@@ -71,9 +73,34 @@ def write_view(
     ]
     kidneys = mask_surface(near[1].array == KIDNEY, labels.spacing, near[1].affine)
     ct, overlay, notes = pack_scan(near[0], near[1], options)
-    shown = _Shown(name, ct, overlay, lesions, kidneys, volumes_ml(near[1].array, labels.spacing), (*remarks, *notes))
+    judged = replace(judged, remarks=(*judged.remarks, *notes))
+    spots = [_Spot.of(finding, region, labels.affine) for finding in judged.findings]
+    volumes = volumes_ml(near[1].array, labels.spacing)
+    shown = _Shown(name, ct, overlay, lesions, kidneys, volumes, judged, spots)
     write_text(path, _render(shown, options, script))
     return path
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """A finding, and where to look."""
+
+    text: str
+    severity: str
+    place: Point | None  # None where it concerns the whole, or what the page does not show
+
+    @staticmethod
+    def of(finding: Mapping[str, Any], region: Box, affine: Array) -> _Spot:
+        where = finding.get("where")
+        place = None
+        if where and all(a <= at < b for at, a, b in zip(where, region.start, region.stop, strict=True)):
+            place = _world(affine, np.array(where))
+        return _Spot(str(finding.get("text", "")), str(finding.get("severity", "note")), place)
+
+
+def _world(affine: Array, zyx: Array) -> Point:
+    world = affine[:3, :3] @ zyx[::-1] + affine[:3, 3]
+    return cast("Point", tuple(round(float(value), 2) for value in world))
 
 
 def _region(labels: Volume, margin_mm: float) -> Box:
@@ -101,13 +128,12 @@ def _moved(affine: Array, box: Box) -> Array:
     return moved
 
 
-def _inside(mask: Array, box: Box, affine: Array) -> tuple[float, float, float]:
+def _inside(mask: Array, box: Box, affine: Array) -> Point:
     """The voxel of a lesion nearest to its centre: of a crescent the centre itself is outside."""
     points = np.argwhere(mask)
     centre = points.mean(axis=0)
     nearest = points[((points - centre) ** 2).sum(axis=1).argmin()] + box.start
-    world = affine[:3, :3] @ nearest[::-1] + affine[:3, 3]
-    return cast("tuple[float, float, float]", tuple(round(float(value), 2) for value in world))
+    return _world(affine, nearest)
 
 
 def _rgb(label: int) -> tuple[int, int, int]:
@@ -124,7 +150,8 @@ class _Shown:
     lesions: list[Lesion]
     kidneys: Surface | None
     volumes: dict[str, float]
-    remarks: tuple[str, ...]
+    judged: Judgement
+    spots: list[_Spot]
 
 
 def _render(shown: _Shown, options: ViewOptions, script: str) -> str:
@@ -141,12 +168,14 @@ def _render(shown: _Shown, options: ViewOptions, script: str) -> str:
         niivue=script,
         licence=niivue_licence(),
         presets=presets,
+        unsure=UNSURE,
         colours={name: LABEL_COLORS[label] for label, name in LABEL_NAMES.items()},
         scene={
             "window": presets[0][1:],
             "names": ["", *LABEL_NAMES.values()],
             "colours": [(0, 0, 0), *(_rgb(label) for label in LABEL_NAMES)],
             "places": [lesion.place for lesion in shown.lesions],
+            "spots": [spot.place for spot in shown.spots],
         },
         meshes=list(_meshes(shown.kidneys, shown.lesions)),
     )
@@ -170,7 +199,7 @@ class ViewTask:
     labels: Path
     image: Path | None
     page: Path
-    remarks: tuple[str, ...] = ()
+    judged: Judgement = field(default_factory=Judgement)
 
     def write(self, options: ViewOptions | None = None) -> Path:
         """Read both, and write the page."""
@@ -180,7 +209,7 @@ class ViewTask:
             labels = read_label_map(self.case, self.labels)
         except FileFormatError as error:
             raise CaseError(self.case, str(error)) from error
-        return write_view(self.page, self.case, read_image(self.image), labels, options, self.remarks)
+        return write_view(self.page, self.case, read_image(self.image), labels, options, self.judged)
 
 
 def view_cases(target: Path, images: Path | None = None, out: Path | None = None) -> list[ViewTask]:
@@ -197,6 +226,6 @@ def view_cases(target: Path, images: Path | None = None, out: Path | None = None
     known = {case.name: case.path for case in find_inputs(images)} if images else run.inputs
     place = out or folder / VIEW_FOLDER
     return [
-        ViewTask(case, files[case], known.get(case), place / f"{case}.html", tuple(run.remarks(case)))
+        ViewTask(case, files[case], known.get(case), place / f"{case}.html", run.judgement(case, files[case]))
         for case in sorted(files)
     ]

@@ -19,9 +19,11 @@ import numpy as np
 from kits_cascade.errors import CaseError, KitsCascadeError, MissingExtraError
 from kits_cascade.files import write_json
 from kits_cascade.inference.cascade import Cascade
-from kits_cascade.inference.measure import LesionRow
+from kits_cascade.report.run_info import Judgement, confidence_of
 from kits_cascade.report.viewer import write_view
+from kits_cascade.runs.dicom_results import remarks_on
 from kits_cascade.runs.outputs import FinishedCase, write_outputs
+from kits_cascade.runs.records import DONE, FAILED, CaseRecord
 from kits_cascade.service import reader
 from kits_cascade.service.handover import restore_case
 from kits_cascade.service.isolation import run_apart
@@ -30,7 +32,7 @@ from kits_cascade.volumes.cases import LoadedCase
 from kits_cascade.volumes.volume import Array
 
 log = logging.getLogger(__name__)
-WAITING, WORKING, DONE, FAILED = "waiting", "working", "done", "failed"
+WAITING, WORKING = "waiting", "working"  # and then done or failed
 _KEPT: Final = 32  # finished jobs whose results can be fetched
 _READERS: Final = 2  # uploads that are read at the same time, each by a process of its own
 _VIEW: Final = "view.html"
@@ -48,16 +50,17 @@ class Job:
     folder: Path
     state: str = WAITING
     text: str = ""  # the stage, or why it failed
-    warnings: list[str] = field(default_factory=list)
-    volumes_ml: dict[str, float] = field(default_factory=dict)
-    lesions: list[dict[str, Any]] = field(default_factory=list)
+    record: CaseRecord | None = None  # of its result
+    remarks: list[str] = field(default_factory=list)  # what could not be written, and why
     files: dict[str, Path] = field(default_factory=dict)  # by what clients call them
 
     def to_json(self) -> dict[str, Any]:
         """What a client sees."""
-        shown = {"id": self.id, "state": self.state, "text": self.text, "warnings": self.warnings}
-        results = {"volumes_ml": self.volumes_ml, "lesions": self.lesions, "files": sorted(self.files)}
-        return shown | (results if self.state == DONE else {})
+        shown: dict[str, Any] = {"id": self.id, "state": self.state, "text": self.text}
+        if self.state != DONE or self.record is None:
+            return shown
+        told = {name: getattr(self.record, name) for name in ("verdict", "findings", "volumes_ml", "lesions")}
+        return shown | told | {"warnings": [*self.record.warnings, *self.remarks], "files": sorted(self.files)}
 
 
 class Jobs:
@@ -145,27 +148,31 @@ class Jobs:
     def _segment(self, job: Job, loaded: LoadedCase) -> None:
         result = self._cascade.run(loaded, lambda stage: setattr(job, "text", stage))
         finished = FinishedCase.of(loaded, result)
-        job.warnings = [*loaded.warnings, *result.warnings]
-        job.volumes_ml, lesions = finished.measure()
-        job.lesions = [asdict(row) for row in lesions]
-        job.warnings += [finding.text for finding in finished.check(job.volumes_ml, lesions)]
+        volumes_ml, lesions = finished.measure()
+        record = CaseRecord("image", DONE, warnings=[*loaded.warnings, *result.warnings], volumes_ml=volumes_ml)
+        record.lesions = [asdict(row) for row in lesions]
+        record.judge(finished.check(volumes_ml, lesions))
+        job.record = record
         labels = write_outputs(job.folder / "out", finished, self._cascade.options)
-        job.files = {"labels": labels} | self._extras(job, loaded, result.labels, lesions)
+        job.files = {"labels": labels} | self._extras(job, record, loaded, result.labels)
 
-    def _extras(self, job: Job, loaded: LoadedCase, labels: Array, lesions: list[LesionRow]) -> dict[str, Path]:
+    def _extras(self, job: Job, record: CaseRecord, loaded: LoadedCase, labels: Array) -> dict[str, Path]:
         """The page, and SEG and SR of a DICOM series, where the packages for them are installed."""
         files = {}
+        judged = Judgement(
+            record.verdict, tuple(record.findings), confidence_of(record.lesions), tuple(record.warnings)
+        )
         with _without_extra(job, "3-D page"):
             shown = loaded.volume.with_array(labels)
-            files["view"] = write_view(job.folder / _VIEW, "image", loaded.volume, shown, remarks=tuple(job.warnings))
+            files["view"] = write_view(job.folder / _VIEW, "image", loaded.volume, shown, judged=judged)
         if loaded.case.kind == "dicom":
             with _without_extra(job, "DICOM SEG"):
-                files |= self._dicom(job, labels, lesions)
+                files |= self._dicom(job, record, labels)
         return files
 
-    def _dicom(self, job: Job, labels: Array, lesions: list[LesionRow]) -> dict[str, Path]:
+    def _dicom(self, job: Job, record: CaseRecord, labels: Array) -> dict[str, Path]:
         np.save(job.folder / reader.LABELS, labels, allow_pickle=False)
-        said = {"lesions": [asdict(row) for row in lesions], "volumes_ml": job.volumes_ml, "remarks": job.warnings}
+        said = {"lesions": record.lesions, "volumes_ml": record.volumes_ml, "remarks": remarks_on(record)}
         write_json(job.folder / reader.FINDINGS, said)
         run_apart(reader.DICOM, job.folder, self.limits)
         return {path.stem: path for path in sorted((job.folder / reader.RESULTS).glob("*.dcm"))}
@@ -182,7 +189,7 @@ def _without_extra(job: Job, what: str) -> Iterator[None]:
     try:
         yield
     except (MissingExtraError, RefusedError) as error:
-        job.warnings.append(f"no {what}: {error}")
+        job.remarks.append(f"no {what}: {error}")
 
 
 @contextmanager

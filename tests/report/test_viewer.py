@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from kits_cascade.errors import CaseError, MissingExtraError, UsageError
-from kits_cascade.files import write_json
+from kits_cascade.files import sha256, write_json
+from kits_cascade.inference.plausibility_finding import Finding
 from kits_cascade.report import niivue
 from kits_cascade.report.embedded import ViewOptions, pack_scan
 from kits_cascade.report.page import build_report
@@ -33,7 +34,14 @@ def case(tmp_path):
     hu = np.array([-100, 150, 80, 5], np.int16)[labels]
     source = write(tmp_path / "images" / "a & b_0000.nii.gz", hu)
     write(tmp_path / "out" / "a & b.nii.gz", labels)
-    record = {"status": "done", "input": str(source), "warnings": ["<b>odd</b>"]}
+    where = tuple(int(index) for index in np.argwhere(labels == 3)[0])
+    findings = [
+        Finding("lesions", "doubt", "a <dense> cyst", where, "cyst 1").to_json(),
+        Finding("view", "note", "short scan").to_json(),
+    ]
+    sure = [{"kind": "tumor", "number": 1, "confidence": 0.93}, {"kind": "cyst", "number": 1, "confidence": 0.61}]
+    record = {"status": "done", "input": str(source), "warnings": ["<b>odd</b>"], "verdict": "doubtful"}
+    record |= {"findings": findings, "lesions": sure, "result": sha256(tmp_path / "out" / "a & b.nii.gz")}
     write_json(tmp_path / "out" / "run.json", {"cases": {"a & b": record}})
     return tmp_path / "out" / "a & b"
 
@@ -100,8 +108,26 @@ def test_the_page_is_whole_and_self_contained(case):
     assert "a &amp; b" in own and "&lt;b&gt;odd&lt;/b&gt;" in own
     assert "Tumor 1" in own and "Cyst 1" in own and "Redistributions" in own
     assert own.count('class="mesh"') == 3
+    assert 'class="verdict doubtful"' in own and "a &lt;dense&gt; cyst" in own and own.count("data-spot=") == 1
+    assert "confidence 0.93" in own and own.count('class="sure soft unsure"') == 1
     assert not re.search(r"""(src|href)=["']?(https?:)?//|@import|url\(""", own)
     assert '<a class="view" href="view/a%20%26%20b.html">' in build_report(case.parent).page.read_text(encoding="utf-8")
+
+
+@needs_niivue
+def test_what_was_said_of_other_labels_is_not_shown(case):
+    labels = label_map()
+    labels[labels == 3] = 1
+    write(case.parent / "a & b.nii.gz", labels)
+    page = view_cases(case)[0].write().read_text(encoding="utf-8").replace(niivue.niivue_script(), "")
+    assert "labels have been changed" in page
+    assert 'class="verdict' not in page and "confidence 0" not in page
+
+
+def test_the_report_tells_how_sure_the_networks_are(case):
+    page = build_report(case.parent).page.read_text(encoding="utf-8")
+    assert '<td class="">0.93</td>' in page and '<td class="low">0.61</td>' in page
+    assert "a &lt;dense&gt; cyst" in page and "<td>cyst 1</td>" in page
 
 
 @needs_niivue
@@ -140,6 +166,8 @@ def test_a_browser_shows_the_lesion_that_is_clicked(case, phone):
         for number, label in ((1, "cyst"), (0, "tumor")):
             window.run(f"document.querySelector('button[data-lesion=\"{number}\"]').click()")
             assert window.run("return document.body.dataset.label") == label
+        window.run("document.querySelector('button[data-spot]').click()")
+        assert window.run("return document.body.dataset.label") == "cyst"
         for view in ("axial", "coronal", "sagittal", "solid", "all"):
             window.run(f"document.querySelector('button[data-view={view}]').click()")
         assert window.run("return document.querySelector('#near-left').textContent") == "R"
@@ -149,12 +177,14 @@ def test_a_browser_shows_the_lesion_that_is_clicked(case, phone):
         )
         assert window.run(loaded) == []
         assert window.console() == []
+        marks = window.run("return performance.getEntriesByType('mark').map(mark => mark.name)")
+        assert marks == ["slices", "ready"]
 
 
 def wait_until_drawn(window, seconds=240):
     for _ in range(seconds * 5):
         state = window.run("return document.body.dataset.state")
-        if state != "loading":
+        if state not in ("loading", "slices"):
             break
         time.sleep(0.2)
     return state

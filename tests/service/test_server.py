@@ -119,6 +119,7 @@ def test_labels_and_page_come_back(service):
     job = service.finished(job["id"])
     assert job["state"] == "done", job
     assert [lesion["kind"] for lesion in job["lesions"]] == ["tumor", "cyst"]
+    assert job["verdict"] in ("plausible", "doubtful", "implausible") and isinstance(job["findings"], list)
     status, content = service.ask("GET", f"/jobs/{job['id']}/labels")
     labels = nib.Nifti1Image.from_bytes(gzip.decompress(content))
     assert status == 200 and (np.asarray(labels.dataobj) == label_map()).mean() > 0.999

@@ -55,6 +55,7 @@ function arrange(view) {
     ];
   slices.setCustomLayout(tiles);
   slices.resizeListener();
+  if (!surfaces.canvas) { return; }
   surfaces.resizeListener();
   const { width, height } = surfaces.canvas;
   surfaces.setScale(width < height ? 0.8 : 1.2);
@@ -97,6 +98,7 @@ function listen() {
   };
   all("button[data-lesion]").forEach((button) => button.addEventListener("click", () => choose(Number(button.dataset.lesion))));
   group("view", arrange);
+  all("button[data-spot]").forEach((button) => button.addEventListener("click", () => show(scene.spots[button.dataset.spot])));
   one("#labels").addEventListener("input", (event) => slices.setOpacity(1, Number(event.target.value) / 100));
   group("window", (range) => {
     [slices.volumes[0].cal_min, slices.volumes[0].cal_max] = range.split(",").map(Number);
@@ -111,15 +113,32 @@ function listen() {
 }
 
 async function start() {
+  await drawn(); // the list of lesions is there to read before the rest is there to see
   await slices.attachToCanvas(one("#slices"), true);
-  await surfaces.attachToCanvas(one("#surfaces"), true);
   await loadVolumes();
-  await loadMeshes();
-  listen();
   arrange("all");
-  if (scene.places.length) { choose(0); } else { show([...slices.frac2mm([0.5, 0.5, 0.5])].slice(0, 3)); }
-  document.body.dataset.state = "ready";
+  const first = scene.places[0] ?? [...slices.frac2mm([0.5, 0.5, 0.5])].slice(0, 3);
+  show(first);
+  reach("slices");
+  await drawn(); // a second context takes as long again: nobody should wait for it to see the slices
+  await surfaces.attachToCanvas(one("#surfaces"), true);
+  await loadMeshes();
+  arrange("all");
+  listen();
+  if (scene.places.length) { choose(0); }
+  reach("ready");
 }
+
+function reach(state) {
+  performance.mark(state);
+  document.body.dataset.state = state;
+}
+
+// Once the browser has painted; a page in the background paints nothing, and goes on all the same.
+const drawn = () => new Promise((done) => {
+  setTimeout(done, 200);
+  requestAnimationFrame(() => setTimeout(done));
+});
 
 start().catch((error) => {
   document.body.dataset.state = "failed";
