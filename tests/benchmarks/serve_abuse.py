@@ -66,17 +66,20 @@ def hold(service):
 
 def attack(service, files, what):
     """What the service says in the end, and how often it said before that it was busy."""
-    if what == "slow":
-        return hold(service), 0
     for busy in itertools.count():
-        status, answer = service.send(files[what], filename="../" * 9 + "etc/x")
-        if status == 202:
-            state = service.finished(answer["id"])["state"]
-            service.ask("DELETE", f"/jobs/{answer['id']}")
-            return state, busy
-        if status != 503:
-            return f"{status}", busy
+        answer = hold(service) if what == "slow" else send(service, files[what])
+        if answer != "503":
+            return answer, busy
         time.sleep(_PAUSE)
+
+
+def send(service, content):
+    status, answer = service.send(content, filename="../" * 9 + "etc/x")
+    if status != 202:
+        return str(status)
+    state = service.finished(answer["id"])["state"]
+    service.ask("DELETE", f"/jobs/{answer['id']}")
+    return state
 
 
 class Bystander(threading.Thread):
