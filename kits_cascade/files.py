@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,6 +66,20 @@ def write_json(target: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def locked(lock_file: Path, seconds: float = -1) -> Iterator[None]:
+    """One process at a time; where the file system knows no locks, or none is to be had in time, go on without."""
+    from filelock import FileLock
+
+    lock = FileLock(lock_file, timeout=seconds)
+    with suppress(OSError, NotImplementedError):  # Timeout is an OSError too
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sweep_temporary(folder: Path) -> int:

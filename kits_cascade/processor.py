@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
+
+from kits_cascade.parallel import default_jobs
 
 _GPU_NODES: Final = ("nvidiactl", "nvmap", "nvhost-ctrl", "dxg", "kfd")  # NVIDIA, its small boards, WSL, AMD
 _INFO: Final = Path("/proc/cpuinfo")
@@ -37,3 +40,12 @@ def processor_flags() -> frozenset[str] | None:
 def surely_no_gpu() -> bool:
     """Whether nothing here looks like a GPU that computes."""
     return sys.platform == "linux" and not any(Path("/dev", node).exists() for node in _GPU_NODES)
+
+
+def threads_here() -> int:
+    """With how many threads PyTorch computes in this process, or would; it is not loaded for that."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdigit() and int(told) > 0 else default_jobs()

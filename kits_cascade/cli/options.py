@@ -38,6 +38,12 @@ Precision = Annotated[
     Literal["auto", "fp32", "bf16"] | None,
     typer.Option(help="Of the networks: auto is bf16 on processors that are fast in it, fp16 on CUDA, else fp32."),
 ]
+Workers = Annotated[
+    str | None, typer.Option(metavar="N|auto", help="Processes on this machine; auto: one for each visible GPU.")
+]
+Dask = Annotated[
+    str | None, typer.Option(metavar="ADDRESS|local:N", help="Workers of a Dask cluster: its scheduler's address.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
 SourceId = Annotated[int, typer.Option("-d", "--dataset-id", min=1, max=999, help="Source dataset.")]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kits_cascade.cli.options import (
+    Dask,
     Device,
     Devices,
     GpuMemory,
@@ -17,6 +18,7 @@ from kits_cascade.cli.options import (
     SourceId,
     Stages,
     SystemName,
+    Workers,
     parse_fold_range,
     split_list,
 )
@@ -124,25 +126,31 @@ def compare(
     device: Device = "auto",
     tta: Annotated[bool, typer.Option(help="Mirror tiles in prediction.")] = True,
     pictures: Annotated[bool, typer.Option(help="Draw each system's best, median and worst case.")] = True,
+    workers: Workers = None,
+    dask: Dask = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands, and run none.")] = False,
     nnunet_dir: NnunetDir = None,
 ) -> None:
     """Train, run and score systems on the same folds: one table and one page, figures for each class.
 
     Stopped and started again, it goes on. A system that fails does not stop the others, and stands in the table as
-    failed. Exit code 1 when one did, 2 when all did.
+    failed. With --workers or --dask each system goes to a worker (times of systems side by side on one machine are
+    longer than alone). Exit code 1 when one did, 2 when all did.
     """
     from kits_cascade.nnunet_folders import open_folders
     from kits_cascade.recipes.budget import parse_budget
-    from kits_cascade.recipes.compare import Comparison
     from kits_cascade.recipes.compare import compare as run
+    from kits_cascade.recipes.compare_steps import Comparison
+    from kits_cascade.runs.executors import open_executor
 
     rows = tuple(find_system(name) for name in split_list(systems))
     plan = Comparison(
         open_folders(nnunet_dir), out.resolve(), rows, parse_fold_range(folds), parse_budget(budget), source_id,
         device, tta, pictures,
     )  # fmt: skip
-    report = run(plan, dry_run=dry_run, say=typer.echo)
+    elsewhere = (None, None) if dry_run else (workers, dask)
+    with open_executor(*elsewhere, device) as (executor, _):
+        report = run(plan, dry_run=dry_run, say=typer.echo, executor=executor)
     for step in report.steps if dry_run else []:
         typer.echo(step.shown())
     for name, reason in report.failed.items():

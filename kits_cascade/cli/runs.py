@@ -14,6 +14,7 @@ import typer
 
 from kits_cascade.cli.options import (
     Checkpoint,
+    Dask,
     Device,
     Engine,
     Fine,
@@ -28,6 +29,7 @@ from kits_cascade.cli.options import (
     Precision,
     Quiet,
     SystemName,
+    Workers,
     parse_choices,
     parse_folds,
     parse_ids,
@@ -96,12 +98,8 @@ def predict(
         str | None,
         typer.Option(help="I/N: every N-th case; auto or auto/N: which ones, a job array's variables say."),
     ] = None,
-    workers: Annotated[
-        str | None, typer.Option(metavar="N|auto", help="Processes on this machine; auto: one for each visible GPU.")
-    ] = None,
-    dask: Annotated[
-        str | None, typer.Option(metavar="ADDRESS|local:N", help="Workers of a Dask cluster: its scheduler's address.")
-    ] = None,
+    workers: Workers = None,
+    dask: Dask = None,
     wait: Annotated[
         bool,
         typer.Option("--wait", help="End when what others are at work on is finished too, and help if they die."),
@@ -131,7 +129,9 @@ def predict(
     from kits_cascade.data.presets import planned_name
     from kits_cascade.models.choose import resolve_models, resolve_single
     from kits_cascade.nnunet_folders import open_folders
+    from kits_cascade.processor import threads_here
     from kits_cascade.runs.dicom_results import parse_kinds
+    from kits_cascade.runs.executors import open_executor
     from kits_cascade.runs.parts import part_of
     from kits_cascade.runs.predict import predict_cases
     from kits_cascade.runs.workers import interrupted_by_sigterm
@@ -142,6 +142,7 @@ def predict(
         part = _own_part(part)
     if workers is None:
         _use_threads(threads)
+    threads = threads or threads_here()  # before a cluster starts: Dask changes the environment of whoever starts one
     if nnunet_dir is not None:
         open_folders(nnunet_dir)
     result, speed = _chosen_options(
@@ -170,7 +171,7 @@ def predict(
         typer.echo(chosen.notice)
     with (
         interrupted_by_sigterm(),
-        _executor(workers, dask, device, threads) as (executor, count),
+        open_executor(workers, dask, device, threads) as (executor, count),
         _listener(chosen, len(cases), quiet) as listener,
     ):
         summary = predict_cases(
@@ -188,6 +189,7 @@ def predict(
             retry=retry,
             executor=executor,
             workers=count,
+            threads=threads,
             listener=listener,
         )
     _conclude(summary, out, result, quiet, strict)
@@ -256,24 +258,6 @@ def _own_part(part: str) -> str:
     if part != own:
         time.sleep(stagger_seconds(own))
     return own
-
-
-@contextmanager
-def _executor(workers: str | None, dask: str | None, device: str, threads: int | None) -> Iterator[tuple[Any, int]]:
-    """Where the worker loops run, and how many there are; without either option, here."""
-    from kits_cascade.errors import UsageError
-    from kits_cascade.runs import executors
-
-    if workers is not None and dask is not None:
-        raise UsageError("give --workers or --dask, not both")
-    if workers is not None:
-        with executors.local_workers(executors.worker_environments(workers, device, threads)) as found:
-            yield found
-    elif dask is not None:
-        with executors.dask_workers(dask) as found:
-            yield found
-    else:
-        yield None, 0
 
 
 @contextmanager

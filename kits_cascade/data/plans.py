@@ -15,12 +15,13 @@ from kits_cascade.data.derive_case import file_signature
 from kits_cascade.data.presets import Preset, apply_preset, load_preset
 from kits_cascade.data.splits import split_source
 from kits_cascade.errors import DatasetError
-from kits_cascade.files import digest, link_or_copy, read_json, sweep_temporary, write_json
+from kits_cascade.files import digest, link_or_copy, locked, read_json, sweep_temporary, write_json
 from kits_cascade.nnunet_folders import NnunetFolders
 from kits_cascade.parallel import Outcome, Progress, run_cases
 from kits_cascade.stages import FINE_SPACING_MM, SOURCE_STAGE, STAGES, Stage
 
 _STATE_FILE: Final = "kits_cascade_plan.json"
+_LOCK_FILE: Final = ".kits_cascade_plan.lock"
 _SMALL_BYTES: Final = 64 << 20  # less work than starting processes, each of which imports torch
 _REMEDY: Final = "make it with: kits-cascade derive-stages (dataset 220: kits-cascade convert DIR)"
 
@@ -95,26 +96,27 @@ def plan_stages(
     folders.export()
     report = PlanReport()
     for stage in chosen:
-        work = _open(folders, stage, raws[stage.key], loaded, jobs, progress)
-        _fingerprint(work, verify)
-        _plan(work, folders, report, check)
-        report.plans[stage.key] = work.plans_file
-        if preprocess:
-            _preprocess(work, report)
+        folder = folders.preprocessed / stage.dataset
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / _LOCK_FILE):  # several systems may be planned on one dataset at once
+            work = _open(folder, stage, raws[stage.key], loaded, jobs, progress)
+            _fingerprint(work, verify)
+            _plan(work, folders, report, check)
+            report.plans[stage.key] = work.plans_file
+            if preprocess:
+                _preprocess(work, report)
         report.commands.append(_command(stage, loaded))
     return report
 
 
 def _open(
-    folders: NnunetFolders,
+    folder: Path,
     stage: Stage,
     raw: RawDataset,
     preset: Preset,
     jobs: int | None,
     progress: StageProgress | None,
 ) -> _Work:
-    folder = folders.preprocessed / stage.dataset
-    folder.mkdir(parents=True, exist_ok=True)
     sweep_temporary(folder)
     cases = raw.cases()
     if not cases:

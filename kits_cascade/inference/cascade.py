@@ -134,11 +134,13 @@ class Cascade:
         predictors: Predictors | WholePredictor | None = None,
         choose: Mapping[str, str] | None = None,
         accept_values: bool = False,
+        threads: int | None = None,
     ) -> None:
         """Load the models: by default those in nnUNet_results, else of a folder or zip of ``models export``.
 
         ``predictors`` replaces the networks altogether (then nothing is loaded, and torch is not needed).
-        ``accept_values`` predicts also where the values are surely no Hounsfield units.
+        ``accept_values`` predicts also where the values are surely no Hounsfield units. ``threads`` is how many the
+        networks take in OpenVINO, where that is not PyTorch's number.
         """
         self.accept_values = accept_values
         self.options = options or CascadeOptions()
@@ -146,7 +148,7 @@ class Cascade:
         self.models: Models | None = None
         if predictors is None:
             self.models = _resolved(models, folds, choose)
-            predictors = load_networks(self.models, device, self.speed, self.options)
+            predictors = load_networks(self.models, device, self.speed, self.options, threads)
         self.predictors = predictors
 
     @property
@@ -199,14 +201,16 @@ def _resolved(
     return resolve_models(None if models is None else Path(models), folds=folds, choose=choose)
 
 
-def load_networks(models: Models, device: str, speed: Speed, options: CascadeOptions) -> Any:
+def load_networks(
+    models: Models, device: str, speed: Speed, options: CascadeOptions, threads: int | None = None
+) -> Any:
     """The networks, ready to predict: Predictors of a cascade, or a WholePredictor."""
     from kits_cascade.inference.nnunet.engines import choose_computing
     from kits_cascade.inference.nnunet.predictors import NnunetPredictors, WholePredictor
     from kits_cascade.inference.nnunet.tiles import TileOptions
     from kits_cascade.models.network import SingleModel
 
-    computing = choose_computing(speed.engine, speed.precision, device)
+    computing = replace(choose_computing(speed.engine, speed.precision, device), threads=threads)
     if isinstance(models, SingleModel):
         return WholePredictor(models.model, computing, TileOptions(speed.tile_step, speed.tta, skip_beyond_mm=None))
     networks = NnunetPredictors(

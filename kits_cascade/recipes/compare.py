@@ -6,148 +6,30 @@ ended well are not run again. A system that fails does not stop the others, and 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 
-from kits_cascade.data.datasets import SPLITS_FILE, RawDataset, open_dataset
-from kits_cascade.data.presets import load_preset, preset_path
+from kits_cascade.data.datasets import SPLITS_FILE
+from kits_cascade.data.presets import preset_path
 from kits_cascade.data.splits import Splits, read_splits, split_source
 from kits_cascade.errors import KitsCascadeError, UsageError
 from kits_cascade.evaluation.score import FULL_JSON, ScoreTable
 from kits_cascade.files import digest, link_or_copy, read_json, write_json
-from kits_cascade.nnunet_folders import VARIABLES, NnunetFolders
-from kits_cascade.recipes.budget import Budget
-from kits_cascade.recipes.steps import Step, find_program
+from kits_cascade.nnunet_folders import VARIABLES
+from kits_cascade.recipes.compare_steps import Comparison, Measure, run_measured, system_steps
+from kits_cascade.recipes.steps import Step
 from kits_cascade.report.comparison import Costs, SystemResult, write_comparison
+from kits_cascade.runs.workers import interruptible
 from kits_cascade.systems import System
 
-# nnU-Net's own trainer reads no options: where a budget must count, ours with the same loss takes its place.
-_WITH_OPTIONS: Final = {"nnUNetTrainer": "KitsTrainer"}
-_MEGA: Final = 1 << 20
+if TYPE_CHECKING:
+    from kits_cascade.runs.crew import Executor
+
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a command took."""
-
-    code: int
-    seconds: float = 0.0
-    processor_s: float = 0.0
-    peak_mb: float = 0.0
-
-
-Measure = Callable[[Sequence[str], Mapping[str, str]], Usage]
-
-
-def run_measured(argv: Sequence[str], environment: Mapping[str, str]) -> Usage:
-    """Run a command with its output on the terminal; what it and its processes took."""
-    program, *arguments = argv
-    begin = time.monotonic()
-    process = subprocess.Popen([*find_program(program), *arguments], env={**os.environ, **environment})
-    try:
-        if not hasattr(os, "wait4"):  # Windows
-            return Usage(process.wait(), time.monotonic() - begin)
-        _, status, used = os.wait4(process.pid, 0)
-    except BaseException:
-        process.wait()  # Ctrl-C reaches it too, and it ends tidily
-        raise
-    process.returncode = os.waitstatus_to_exitcode(status)
-    peak = used.ru_maxrss * (1 if os.uname().sysname == "Darwin" else 1024)
-    return Usage(process.returncode, time.monotonic() - begin, used.ru_utime + used.ru_stime, peak / _MEGA)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What is compared, and where everything lies."""
-
-    folders: NnunetFolders
-    out: Path
-    systems: tuple[System, ...]
-    folds: tuple[int, ...]
-    budget: Budget
-    source_id: int
-    device: str
-    tta: bool = True
-    pictures: bool = True
-
-    @property
-    def raw(self) -> RawDataset:
-        """The source dataset."""
-        return open_dataset(self.folders.raw, self.source_id, "make it with: kits-cascade convert DIR")
-
-    def images(self, fold: int) -> Path:
-        """Scans that a fold's networks have not seen."""
-        return self.out / "folds" / str(fold) / "images"
-
-    def truth(self, fold: int) -> Path:
-        """Their labels."""
-        return self.out / "folds" / str(fold) / "labels"
-
-    def scores(self, system: System, fold: int) -> Path:
-        """Tables of one fold."""
-        return self.out / system.name / f"scores_{fold}"
-
-    def predictions(self, system: System, fold: int) -> Path:
-        """Label maps of one fold."""
-        return self.out / system.name / f"predictions_{fold}"
-
-    def preset(self, system: System) -> str:
-        """The row's preset, or the overlay with the budget in it."""
-        return system.preset if self.budget.is_published else str(self.out / system.name / "preset.json")
-
-    def plans_name(self, system: System) -> str:
-        """The plans' name of the networks of this comparison."""
-        return load_preset(system.preset).plans_name + self.budget.suffix
-
-    def trainers(self, system: System) -> dict[str, str]:
-        """Trainer by stage."""
-        if self.budget.is_published:
-            return {stage.key: stage.trainer for stage in system.stages}
-        return {stage.key: _WITH_OPTIONS.get(stage.trainer, stage.trainer) for stage in system.stages}
-
-    def networks(self, system: System) -> dict[str, str]:
-        """nnU-Net's name of each stage's network."""
-        plans, trainers = self.plans_name(system), self.trainers(system)
-        return {stage.key: f"{trainers[stage.key]}__{plans}__{stage.configuration}" for stage in system.stages}
-
-    def model(self, system: System, key: str) -> Path:
-        """nnU-Net's folder of a stage's network."""
-        stage = next(stage for stage in system.stages if stage.key == key)
-        number = self.source_id if system.is_single else stage.dataset_id
-        return self.folders.results / replace(stage, dataset_id=number).dataset / self.networks(system)[key]
-
-
-def system_steps(plan: Comparison, system: System) -> list[Step]:
-    """The commands of one system."""
-    folds = ",".join(map(str, plan.folds))
-    argv = ["kits-cascade", "train", "--system", system.name, "--preset", plan.preset(system), "--folds", folds]
-    argv += ["-d", str(plan.source_id), "--device", plan.device]
-    for stage in system.stages:
-        if plan.trainers(system)[stage.key] != stage.trainer:
-            argv += ["--trainer", f"{stage.key}={plan.trainers(system)[stage.key]}"]
-    steps = [Step(f"{system.name}: plan and train", tuple(argv))]
-    for fold in plan.folds:
-        steps += [_predict(plan, system, fold), _evaluate(plan, system, fold)]
-    return steps
-
-
-def _predict(plan: Comparison, system: System, fold: int) -> Step:
-    argv = ["kits-cascade", "predict", "-i", str(plan.images(fold)), "-o", str(plan.predictions(system, fold))]
-    argv += ["--system", system.name, "-f", str(fold), "--device", plan.device]
-    for key, name in plan.networks(system).items():
-        argv += ["--model", f"{key}={name}"]
-    return Step(f"{system.name}: predict fold {fold}", (*argv, *(() if plan.tta else ("--no-tta",))))
-
-
-def _evaluate(plan: Comparison, system: System, fold: int) -> Step:
-    argv = ["kits-cascade", "evaluate", "-p", str(plan.predictions(system, fold)), "-g", str(plan.truth(fold))]
-    return Step(f"{system.name}: score fold {fold}", (*argv, "-o", str(plan.scores(system, fold))))
 
 
 @dataclass
@@ -159,20 +41,36 @@ class CompareReport:
     page: Path | None = None
 
 
+def _say_nothing(text: str) -> None:
+    pass
+
+
 def compare(
-    plan: Comparison, *, dry_run: bool = False, run: Measure = run_measured, say: Say = lambda _: None
+    plan: Comparison,
+    *,
+    dry_run: bool = False,
+    run: Measure = run_measured,
+    say: Say = _say_nothing,
+    executor: Executor | None = None,
 ) -> CompareReport:
-    """Walk all systems, then write comparison.csv, comparison.json and comparison.html into the output folder."""
+    """Walk all systems, then write comparison.csv, comparison.json and comparison.html into the output folder.
+
+    With an ``executor`` (whatever has ``submit``) each system goes to a worker, and as many at a time as it has; what
+    it is handed (``run`` and ``say`` too) must then be such that it can be sent. Workers need the same folders.
+    """
     _check(plan)
     report = CompareReport()
     if dry_run:
         report.steps = [step for system in plan.systems for step in system_steps(plan, system)]
         return report
     _lay_out(plan)
-    for number, system in enumerate(plan.systems, 1):
-        reason = _walk(plan, system, report, run, _numbered(say, f"[{number}/{len(plan.systems)}]"))
-        if reason:
-            report.failed[system.name] = reason
+    count = len(plan.systems)
+    tellers: list[Say] = [partial(_say_numbered, say, f"[{number}/{count}]") for number in range(1, count + 1)]
+    walks = _here(plan, run, tellers) if executor is None else _on_workers(plan, run, tellers, executor)
+    for system, walk in zip(plan.systems, walks, strict=True):
+        report.steps += walk.steps
+        if walk.failure:
+            report.failed[system.name] = walk.failure
     results = [_result(plan, system, report.failed.get(system.name, "")) for system in plan.systems]
     truths = {case: plan.truth(fold) / f"{case}{plan.raw.ending}" for fold, case in _held_out(plan)}
     images = {case: plan.images(fold) / f"{case}_0000{plan.raw.ending}" for fold, case in _held_out(plan)}
@@ -180,8 +78,46 @@ def compare(
     return report
 
 
-def _numbered(say: Say, prefix: str) -> Say:
-    return lambda text: say(f"{prefix} {text}")
+@dataclass
+class Walk:
+    """What became of one system: the steps that were run, and why it failed, or nothing."""
+
+    steps: list[Step] = field(default_factory=list)
+    failure: str = ""
+
+
+def _here(plan: Comparison, run: Measure, tellers: list[Say]) -> Iterator[Walk]:
+    for system, tell in zip(plan.systems, tellers, strict=True):
+        yield _walk(plan, system, run, tell)
+
+
+def _on_workers(plan: Comparison, run: Measure, tellers: list[Say], executor: Executor) -> Iterator[Walk]:
+    """Each system to a worker; one whose worker dies has failed, and goes on when the same is run again."""
+    with ExitStack() as stack:
+        sent = []
+        for system, tell in zip(plan.systems, tellers, strict=True):
+            tell(f"{system.name}: to a worker")
+            sent.append(executor.submit(_walk_elsewhere, plan, system, run, tell))
+            stack.callback(sent[-1].cancel)  # nothing is begun any more where this is interrupted
+        for system, promise in zip(plan.systems, sent, strict=True):
+            try:
+                yield promise.result()
+            except Exception as death:
+                told = " ".join(f"{type(death).__name__}: {death}".split())[:200]
+                yield Walk([], f"{system.name}: its worker died ({told}); what is finished is kept")
+
+
+def _walk_elsewhere(plan: Comparison, system: System, run: Measure, say: Say) -> Walk:
+    """In a worker: told to end, it has its command end too."""
+    try:
+        with interruptible():
+            return _walk(plan, system, run, say)
+    except KeyboardInterrupt:
+        return Walk([], f"{system.name}: interrupted")
+
+
+def _say_numbered(say: Say, prefix: str, text: str) -> None:
+    say(f"{prefix} {text}")
 
 
 def _check(plan: Comparison) -> None:
@@ -218,25 +154,28 @@ def _lay_out(plan: Comparison) -> None:
         write_json(plan.out / system.name / "preset.json", content)
 
 
-def _walk(plan: Comparison, system: System, report: CompareReport, run: Measure, say: Say) -> str:
-    """Run the steps that are left; why the system failed, or nothing."""
+def _walk(plan: Comparison, system: System, run: Measure, say: Say) -> Walk:
+    """Run the steps that are left."""
     folders = plan.folders
     variables = dict(zip(VARIABLES, map(str, (folders.raw, folders.preprocessed, folders.results)), strict=True))
+    walk = Walk()
     for step in system_steps(plan, system):
         if _recorded(plan, system, step) is not None:
             say(f"{step.title}: done before")
             continue
         say(step.title)
-        report.steps.append(step)
+        walk.steps.append(step)
         try:
             used = run(step.argv, variables)
         except KitsCascadeError as error:
-            return f"{step.title}: {error}"
+            walk.failure = f"{step.title}: {error}"
+            return walk
         if used.code:
             say(f"{step.title}: failed with exit code {used.code}")
-            return f"{step.title}: ended with exit code {used.code} ({step.shown()})"
+            walk.failure = f"{step.title}: ended with exit code {used.code} ({step.shown()})"
+            return walk
         write_json(_record(plan, system, step), {"title": step.title, "command": step.shown(), **asdict(used)})
-    return ""
+    return walk
 
 
 def _record(plan: Comparison, system: System, step: Step) -> Path:

@@ -12,15 +12,12 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from filelock import FileLock
-
-from kits_cascade.files import TEMPORARY_MARK, write_json
+from kits_cascade.files import TEMPORARY_MARK, locked, write_json
 from kits_cascade.runs.owners import Owner
 from kits_cascade.runs.records import STATE, file_name
 
@@ -124,7 +121,7 @@ class Claims(ClaimFolder):
         return self.is_free(path, Claim.read(path)) and self._take_over(case, path)
 
     def _take_over(self, case: str, path: Path) -> bool:
-        with self._locked():
+        with locked(self.folder.parent / "lock", _LOCK_SECONDS):
             before = Claim.read(path)
             if before is None:
                 return self._create(path, self._claim(case))
@@ -170,7 +167,7 @@ class Claims(ClaimFolder):
     def tidy(self, case: str) -> None:
         """Remove what is left of a claim whose owner died after it had finished the case."""
         path = self._path(case)
-        with self._locked():
+        with locked(self.folder.parent / "lock", _LOCK_SECONDS):
             claim = Claim.read(path)
             if claim is not None and claim.token != self._token and self.is_free(path, claim):
                 path.unlink(missing_ok=True)
@@ -216,14 +213,3 @@ class Claims(ClaimFolder):
                 with suppress(OSError):
                     if self.holds(case):
                         os.utime(self._path(case))
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process at a time; where the file system knows no locks, or none is to be had, go on without."""
-        lock = FileLock(self.folder.parent / "lock", timeout=_LOCK_SECONDS)
-        with suppress(OSError, NotImplementedError):  # Timeout is an OSError too
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()

@@ -137,6 +137,23 @@ def dask_workers(cluster: str) -> Iterator[tuple[Any, int]]:
 
 
 @contextmanager
+def open_executor(
+    workers: str | None, dask: str | None, device: str, threads: int | None = None
+) -> Iterator[tuple[Any, int]]:
+    """Where work is sent by ``--workers`` or ``--dask``, and to how many; without either, None: it is done here."""
+    if workers is not None and dask is not None:
+        raise UsageError("give --workers or --dask, not both")
+    if workers is not None:
+        with local_workers(worker_environments(workers, device, threads)) as found:
+            yield found
+    elif dask is not None:
+        with dask_workers(dask) as found:
+            yield found
+    else:
+        yield None, 0
+
+
+@contextmanager
 def open_dask(cluster: str | None) -> Iterator[Any]:
     """The executor of a cluster; None without one."""
     if cluster is None:

@@ -12,6 +12,7 @@ from kits_cascade.errors import UsageError
 from kits_cascade.inference.cascade import Cascade, CascadeOptions, Speed
 from kits_cascade.models.choose import resolve_models
 from kits_cascade.models.network import Models, describe_networks
+from kits_cascade.processor import threads_here
 from kits_cascade.runs.crew import Crew, Executor
 from kits_cascade.runs.dicom_results import with_dicom_sources
 from kits_cascade.runs.events import Listener, Summary
@@ -38,12 +39,14 @@ def predict_folder(
     retry: bool = False,
     executor: Executor | None = None,
     workers: int = 0,
+    threads: int | None = None,
     listener: Listener | None = None,
 ) -> Summary:
     """Segment every case in ``source`` into ``out``; see the command's help for the options.
 
     ``executor`` is whatever has ``submit`` (concurrent.futures, Dask, submitit); it is handed ``workers`` loops,
-    each of which loads the networks once and takes cases until none is left.
+    each of which loads the networks once and takes cases until none is left. Their networks compute with as many
+    ``threads`` as they would in this process, so that the results are the same.
     """
     if models is None or isinstance(models, Path):
         models = resolve_models(models, folds=folds, choose=choose)
@@ -63,6 +66,7 @@ def predict_folder(
         retry=retry,
         executor=executor,
         workers=workers,
+        threads=threads,
         listener=listener,
     )
 
@@ -83,6 +87,7 @@ def predict_cases(
     retry: bool = False,
     executor: Executor | None = None,
     workers: int = 0,
+    threads: int | None = None,
     listener: Listener | None = None,
 ) -> Summary:
     """Segment cases that are found already, with models that are chosen already."""
@@ -92,9 +97,11 @@ def predict_cases(
         raise UsageError(f"{out}: cannot be the output folder ({error.strerror})") from error
     cases = with_dicom_sources(cases, options.dicom)
     speed = speed.settled(device)  # a folder is not continued with another engine or precision
+    threads = threads or threads_here()
+    load = partial(Cascade, models, device=device, options=options, speed=speed, accept_values=accept_values)
     job = Job(
         out,
-        partial(Cascade, models, device=device, options=options, speed=speed, accept_values=accept_values),
+        partial(load, threads=threads),
         device,
         describe_networks(models),
         asdict(options) | asdict(speed),

@@ -80,6 +80,20 @@ def run_loop(job: Job, cases: Sequence[InputCase], run_id: str, first: int) -> s
 
 
 @contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM interrupt, here and in the commands that are started, also where Ctrl-C was not heeded."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with interrupted_by_sigterm():
+            yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
     """A scheduler's or container's SIGTERM ends the run as Ctrl-C does: tidily, with nothing lost."""
     if threading.current_thread() is not threading.main_thread():

@@ -1,6 +1,10 @@
 """Systems side by side, with a player instead of the commands: resumed, failing, killed; the table and the page."""
 
 import csv
+import pickle
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +16,10 @@ from kits_cascade.data.presets import load_preset
 from kits_cascade.errors import UsageError
 from kits_cascade.evaluation.score import evaluate_folder
 from kits_cascade.files import read_json, write_json
+from kits_cascade.recipes import compare_steps
 from kits_cascade.recipes.budget import parse_budget
-from kits_cascade.recipes.compare import Comparison, Usage, compare, run_measured, system_steps
+from kits_cascade.recipes.compare import compare
+from kits_cascade.recipes.compare_steps import Comparison, Usage, run_measured, system_steps
 from kits_cascade.report.comparison import background_iou
 from kits_cascade.systems import find_system
 from kits_cascade.volumes.nifti import read_labels, write_volume
@@ -123,6 +129,45 @@ def test_a_system_that_fails_stands_as_failed_and_the_others_go_on(plan):
 def test_all_fail(plan):
     report = compare(plan, run=Player(plan, fail_at="train"))
     assert len(report.failed) == 3 and report.page.is_file()
+
+
+def test_each_system_goes_to_a_worker(plan):
+    player, said = Player(plan, fail_at="--system unet2d -f 1"), []
+    with ThreadPoolExecutor(3) as pool:
+        report = compare(plan, run=player, say=said.append, executor=pool)
+    assert list(report.failed) == ["unet2d"] and "exit code 3" in report.failed["unet2d"]
+    assert list(table(plan)) == ["cascade", "nnunet", "unet2d"]
+    assert said[:3] == [f"[{n}/3] {name}: to a worker" for n, name in enumerate(NAMES, 1)] or len(said) > 3
+    assert len(report.steps) == len(player.seen) == 2 * 5 + 4
+    again = Player(plan)
+    with ThreadPoolExecutor(3) as pool:
+        assert not compare(plan, run=again, executor=pool).failed
+    assert [text.split()[1] for text in again.seen] == ["predict", "evaluate"], "only what was left"
+
+
+class Dead:
+    """An executor whose workers die."""
+
+    def submit(self, work, *arguments):
+        pickle.loads(pickle.dumps((work, *arguments)))  # it could have been sent
+        future = Future()
+        future.set_exception(RuntimeError("a process was terminated"))
+        return future
+
+
+def test_a_system_whose_worker_dies_stands_as_failed(plan):
+    report = compare(plan, executor=Dead(), say=print)
+    assert sorted(report.failed) == sorted(NAMES)
+    assert "its worker died (RuntimeError: a process was terminated)" in report.failed["nnunet"]
+
+
+def test_what_a_worker_runs_ends_with_it():
+    program = "import time\ntry:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    raise SystemExit(7)"
+    process = subprocess.Popen([sys.executable, "-c", program])
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(3)
+    compare_steps.end_command(process, seconds=0.1)
+    assert process.returncode == 7
 
 
 def test_killed_it_goes_on_where_it_was(plan):

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from filelock import FileLock
 
 from kits_cascade.runs import claims as claims_module
 from kits_cascade.runs.claims import Claims
@@ -161,7 +162,7 @@ def test_without_locks_claims_still_work(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise NotImplementedError("no locks on this file system")
 
-    monkeypatch.setattr(claims_module.FileLock, "acquire", refuse)
+    monkeypatch.setattr(FileLock, "acquire", refuse)
     claims = Claims(tmp_path)
     claim_of(claims)
     assert claims.take("a")

@@ -16,6 +16,7 @@ from kits_cascade.inference.nnunet.engines import (
     CPU,
     ENGINE_BY_NAME,
     FP16,
+    OPENVINO,
     TORCH,
     Computing,
     as_nnunet,
@@ -72,7 +73,8 @@ def build_engine(network: nn.Module, weights: list[Any], shape: tuple[int, ...],
         plain = computing == as_nnunet(computing.device)
         return Built(network if plain else TorchNetwork(network, computing, len(shape)), weights)
     try:
-        compiled = openvino_engine.convert(network, weights, shape, computing.precision, torch.get_num_threads())
+        threads = computing.threads or torch.get_num_threads()
+        compiled = openvino_engine.convert(network, weights, shape, computing.precision, threads)
     except openvino_engine.ConversionError as error:
         return Built(TorchNetwork(network, computing, len(shape)), weights, str(error))
     return Built(compiled, list(range(len(weights))))
@@ -80,11 +82,12 @@ def build_engine(network: nn.Module, weights: list[Any], shape: tuple[int, ...],
 
 def describe_computing(computing: Computing) -> dict[str, Any]:
     """For run.json: with the engine's version, the processor or GPU, and the threads."""
+    own = computing.threads if computing.engine == OPENVINO else None
     return {
         "engine": computing.engine,
         "version": metadata.version(ENGINE_BY_NAME[computing.engine].package),
         "precision": computing.precision,
         "device": computing.device,
         "hardware": hardware(computing.device),
-        "threads": torch.get_num_threads() if computing.kind == CPU else None,
+        "threads": own or torch.get_num_threads() if computing.kind == CPU else None,
     }

@@ -6,7 +6,7 @@ Nothing here loads torch where there is no GPU, so that a choice does not hold u
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import util
 from typing import Final
 
@@ -59,6 +59,8 @@ class Computing:
     engine: str
     precision: str
     device: str
+    # Of the processor; None: PyTorch's own number. OpenVINO adds up in another order with another number.
+    threads: int | None = field(default=None, compare=False)
 
     @property
     def kind(self) -> str:
