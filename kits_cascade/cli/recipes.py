@@ -238,21 +238,39 @@ def weights(
     only: Annotated[
         str, typer.Option(metavar="NAMES", help="Anatomies to paint, with commas; by default all but t1.")
     ] = "",
-    count: Annotated[int, typer.Option("-n", "--count", min=5, help="How many cases to paint.")] = 240,
-    seed: Annotated[int, typer.Option(help="Of the painter.")] = 11,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+    minutes: Annotated[float, typer.Option(min=0.1, help="Of training, over all three networks.")] = 360.0,
+    count: Annotated[int, typer.Option("-n", "--count", min=5, help="The most cases to paint meanwhile.")] = 1500,
+    seed: Annotated[int, typer.Option(help="Of painter, crops and networks.")] = 11,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    batch: Annotated[int | None, typer.Option(min=1, help="Crops a step; 2 on cpu, 16 on cuda.")] = None,
+    painters: Annotated[int | None, typer.Option(min=1, help="Processes that paint; most processors.")] = None,
     start: Annotated[Path | None, typer.Option(help="Train the networks of this bundle further.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands, and run none.")] = False,
 ) -> None:
-    """Make the shipped networks: paint CT, train the three stages on it, export them. Hours on two cores.
+    """Make the shipped networks: paint CT, train the three stages on it meanwhile, export them.
 
-    Stopped at any moment and run again, it goes on from where it was.
+    Minutes on a GPU, hours on two cores. Stopped at any moment and run again, it goes on from where it was.
     """
-    from kits_cascade.recipes.weights import Weights, make_weights, weight_steps
+    from kits_cascade.recipes import weights as recipe
 
-    plan = Weights(out.resolve(), masks.resolve(), anatomy.resolve(), only, count, seed, device, start)
+    plan = recipe.Weights(
+        out.resolve(),
+        masks.resolve(),
+        anatomy.resolve(),
+        only,
+        count,
+        seed,
+        device,
+        start,
+        minutes,
+        batch,
+        painters,
+    )
     if dry_run:
-        for step in weight_steps(plan):
+        for step in [*recipe.data_steps(plan), recipe.export_step(plan)]:
             typer.echo(step.shown())
+        typer.echo(
+            f"between plan and export: training of {', '.join(s.key for s in recipe.stages_left(plan)) or 'none'}"
+        )
         return
-    typer.echo(f"networks: {make_weights(plan, typer.echo)}")
+    typer.echo(f"networks: {recipe.make_weights(plan, typer.echo)}")

@@ -59,6 +59,9 @@ def paint(
         bool, typer.Option("--own-kidneys", help="The anatomies' own kidneys instead of those of the masks.")
     ] = False,
     sheet: Annotated[bool, typer.Option(help="Also a picture of the first cases, sheet.png.")] = True,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Paint nothing: write the sources as they are read, half as large.")
+    ] = False,
     jobs: Jobs = None,
 ) -> None:
     """Paint CT: real anatomy and real kidneys with made-up tissues, contrast phase and scanner.
@@ -69,6 +72,12 @@ def paint(
     from kits_cascade.synthetic.painter import Sources, make_options
 
     sources = Sources.find(anatomy, masks, split_list(only))
+    if prepare:
+        from kits_cascade.synthetic.subjects import prepare_sources
+
+        prepare_sources(sources.anatomies, sources.masks, out)
+        typer.echo(f"sources: --anatomy {out / 'anatomy'} --masks {out / 'masks'}")
+        return
     options = make_options(spacing, hard=hard, phases=split_list(phase), view=view, own_kidneys=own_kidneys)
     with progress_bar("paint") as progress:
         outcomes = list(

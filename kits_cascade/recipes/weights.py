@@ -1,21 +1,24 @@
-"""From label maps to the shipped networks: painted CT, nnU-Net's own training, one bundle; each step resumes."""
+"""From label maps to the shipped networks: painted CT, training on it meanwhile, one bundle; all resumable."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kits_cascade.errors import KitsCascadeError
+from kits_cascade.files import read_json
 from kits_cascade.models.bundle import open_bundle, read_bundled_networks
-from kits_cascade.models.checkpoint import widen_checkpoint
 from kits_cascade.nnunet_folders import CHECKPOINT, VARIABLES
-from kits_cascade.recipes.steps import TWO_CORES, Run, Step, continuation, is_finished, run_command
-from kits_cascade.stages import STAGES, Stage
+from kits_cascade.recipes.steps import TWO_CORES, Run, Step, run_command
+from kits_cascade.stages import KIDNEY_STAGE, MASSES_STAGE, PLANS_NAME, STAGES, Stage
 
+if TYPE_CHECKING:
+    from kits_cascade.training.stream.stage_stream import StreamJob
+
+TrainStage = Callable[["Weights", Stage, Callable[[str], None]], None]
 TRAINERS: Final[Mapping[str, str]] = {
     "coarse": "PaintedTrainer",
     "kidney": "PaintedTrainer",
@@ -23,6 +26,7 @@ TRAINERS: Final[Mapping[str, str]] = {
 }
 PRESET: Final = "shipped"
 MARGIN_MM: Final = 25
+PLANNED_ON: Final = 10  # painted cases that the data sets are made of: plans and names, no training
 HELD_OUT: Final = "t1"  # an anatomy that no network may see
 Say = Callable[[str], None]
 
@@ -41,10 +45,13 @@ class Weights:
     masks: Path
     anatomy: Path
     only: str = ""  # anatomies to paint, with commas; all but the one held out where empty
-    count: int = 240
+    count: int = 1500  # cases that are painted, if there is time
     seed: int = 11
     device: str = "cpu"
     start: Path | None = None  # a bundle whose networks are trained further
+    minutes: float = 360.0  # of training, over all three networks
+    batch: int | None = None
+    painters: int | None = None
 
     @property
     def bundle(self) -> Path:
@@ -52,57 +59,120 @@ class Weights:
         return self.root / "networks.zip"
 
     @property
+    def anatomies(self) -> tuple[str, ...]:
+        """Names of those that are painted."""
+        from kits_cascade.synthetic.subjects import find_anatomies
+
+        names = [path.name.split(".")[0] for path in find_anatomies(self.anatomy)]
+        wanted = self.only.split(",") if self.only else [name for name in names if name != HELD_OUT]
+        return tuple(wanted)
+
+    @property
+    def folders(self) -> Mapping[str, Path]:
+        """nnU-Net's three."""
+        return {variable: self.root / "nnunet" / variable for variable in VARIABLES}
+
+    @property
     def environment(self) -> dict[str, str]:
         """nnU-Net's folders, and the limits for two cores."""
-        folders = {variable: str(self.root / "nnunet" / variable) for variable in VARIABLES}
+        folders = {variable: str(folder) for variable, folder in self.folders.items()}
         return {**TWO_CORES, "OMP_WAIT_POLICY": "PASSIVE", **folders}
 
     def fold(self, stage: Stage) -> Path:
         """nnU-Net's folder of a stage's only fold."""
-        name = f"{TRAINERS[stage.key]}__nnUNetPlans__{stage.configuration}"
-        return self.root / "nnunet" / "nnUNet_results" / stage.dataset / name / "fold_0"
+        name = f"{TRAINERS[stage.key]}__{PLANS_NAME}__{stage.configuration}"
+        return self.folders["nnUNet_results"] / stage.dataset / name / "fold_0"
 
-    def start_file(self, stage: Stage) -> Path:
-        """Weights of the stage before, fit for this one's channels."""
-        return self.root / f"start_{stage.key}.pth"
-
-
-def weight_steps(plan: Weights) -> list[Step]:
-    """Title and command of each step that is left."""
-    return [*_data_steps(plan), *_training_steps(plan), _export_step(plan)]
+    def is_planned(self) -> bool:
+        """Whether all stages have their plans."""
+        planned = self.folders["nnUNet_preprocessed"]
+        return all((planned / stage.dataset / f"{PLANS_NAME}.json").is_file() for stage in STAGES)
 
 
-def _data_steps(plan: Weights) -> list[Step]:
+def data_steps(plan: Weights) -> list[Step]:
+    """Commands that make the stages' data sets and plans, of a few painted cases."""
+    if plan.is_planned():
+        return []
     painted = str(plan.root / "painted")
     sources = ("--masks", str(plan.masks), "--anatomy", str(plan.anatomy))
-    drawn = ("-n", str(plan.count), "--seed", str(plan.seed), "--only", plan.only or _all_but_held_out(plan.anatomy))
+    drawn = ("-n", str(PLANNED_ON), "--seed", str(plan.seed), "--view", "abdomen", "--only", ",".join(plan.anatomies))
     return [
-        Step("Painted CT", ("kits-cascade", "paint", "-o", painted, *sources, *drawn)),
+        Step("A few painted CT", ("kits-cascade", "paint", "-o", painted, *sources, *drawn)),
         Step("KiTS folders to Dataset220", ("kits-cascade", "convert", painted)),
         Step("Datasets 221, 222 and 223", ("kits-cascade", "derive-stages", "--margin-mm", str(MARGIN_MM))),
-        Step("Plans and preprocessing", ("kits-cascade", "plan", "--preset", PRESET, "--no-verify")),
+        Step("Plans", ("kits-cascade", "plan", "--preset", PRESET, "--no-verify")),
     ]
 
 
-def _all_but_held_out(anatomy: Path) -> str:
-    from kits_cascade.synthetic.subjects import find_anatomies
-
-    names = [path.name.split(".")[0] for path in find_anatomies(anatomy)]
-    return ",".join(name for name in names if name != HELD_OUT)
+def stages_left(plan: Weights) -> list[Stage]:
+    """Those that are not trained yet."""
+    return [stage for stage in STAGES if not (plan.fold(stage) / CHECKPOINT).is_file()]
 
 
-def _training_steps(plan: Weights) -> list[Step]:
-    """Each stage starts from the network before it, which knows kidneys already: half of the steps are saved."""
-    first = _weights_to_start_from(plan) or {stage.key: plan.start_file(stage) for stage in STAGES[1:]}
-    steps = []
-    for stage in STAGES:
-        fold = plan.fold(stage)
-        if is_finished(fold):
-            continue
-        how = continuation(fold) or (("-pretrained_weights", str(first[stage.key])) if stage.key in first else ())
-        train = ("nnUNetv2_train", str(stage.dataset_id), stage.configuration, "0", "-tr", TRAINERS[stage.key])
-        steps.append(Step(f"The {stage.key} network", (*train, "-device", plan.device, *how)))
-    return steps
+def export_step(plan: Weights) -> Step:
+    """The command that makes the bundle."""
+    return Step("The bundle", ("kits-cascade", "models", "export", str(plan.bundle), "--half", "--overwrite"))
+
+
+def make_weights(plan: Weights, say: Say, run: Run = run_command, train: TrainStage | None = None) -> Path:
+    """Run the steps that are left; the bundle."""
+    begin = time.monotonic()
+
+    def tell(title: str) -> None:
+        say(f"{title}  ({(time.monotonic() - begin) / 60:.0f} min)")
+
+    for step in data_steps(plan):
+        _run_step(plan, step, tell, say, run)
+    for stage in stages_left(plan):
+        tell(f"The {stage.key} network")
+        (train or train_stage)(plan, stage, say)
+    _run_step(plan, export_step(plan), tell, say, run)
+    return plan.bundle
+
+
+def _run_step(plan: Weights, step: Step, tell: Say, say: Say, run: Run) -> None:
+    tell(step.title)
+    say(f"    $ {step.shown()}")
+    code = run(step.argv, plan.environment)
+    # A painted scan that shows no kidney is left out by convert, which says so with exit code 1.
+    if code != 0 and not (code == 1 and step.argv[1] == "convert"):
+        raise WeightsError(f"{step.argv[0]} ended with exit code {code}; what is done is kept: run it again to go on")
+
+
+def train_stage(plan: Weights, stage: Stage, say: Say) -> None:
+    """Train one network on cases that are painted meanwhile."""
+    from kits_cascade.parallel import default_jobs
+    from kits_cascade.synthetic.painter import Sources
+    from kits_cascade.training.devices import choose_device
+    from kits_cascade.training.stream.pool import Painting
+    from kits_cascade.training.stream.stage_stream import stream_stage
+
+    device = choose_device(plan.device)
+    painting = Painting(
+        plan.root / "pool", Sources.find(plan.anatomy, plan.masks, plan.anatomies), plan.seed, plan.count
+    )
+    painters = plan.painters or max(1, default_jobs() - (1 if device.type == "cpu" else 2))
+    stream_stage(_job(plan, stage, device.type), painting, device, painters, lambda line: say(f"    {line}"))
+
+
+def _job(plan: Weights, stage: Stage, device: str) -> StreamJob:
+    from kits_cascade.training.stream.loop import Course
+    from kits_cascade.training.stream.stage_stream import DIETS, StreamJob, default_batch
+
+    planned = plan.folders["nnUNet_preprocessed"] / stage.dataset
+    seconds = 60 * plan.minutes * DIETS[stage.key].share
+    kidney = plan.fold(KIDNEY_STAGE) / CHECKPOINT if stage == MASSES_STAGE else None
+    return StreamJob(
+        stage,
+        TRAINERS[stage.key],
+        read_json(planned / f"{PLANS_NAME}.json"),
+        read_json(planned / "dataset.json"),
+        plan.fold(stage),
+        Course(seconds, plan.batch or default_batch(device)),
+        plan.seed,
+        start=_weights_to_start_from(plan).get(stage.key) or kidney,
+        kidney=kidney,
+    )
 
 
 def _weights_to_start_from(plan: Weights) -> dict[str, Path]:
@@ -112,32 +182,3 @@ def _weights_to_start_from(plan: Weights) -> dict[str, Path]:
     if folder is None:
         raise WeightsError(f"{plan.start}: not a bundle of networks; give one made by kits-cascade models export")
     return {model.key: model.checkpoints[0] for model in read_bundled_networks(folder, None).all}
-
-
-def _export_step(plan: Weights) -> Step:
-    return Step("The bundle", ("kits-cascade", "models", "export", str(plan.bundle), "--half", "--overwrite"))
-
-
-def _write_start(plan: Weights, step: Step) -> None:
-    """The weights that a training starts from, where it is one that starts, and the network before is trained."""
-    for before, stage in pairwise(STAGES):
-        target, source = plan.start_file(stage), plan.fold(before) / CHECKPOINT
-        if str(target) in step.argv and not target.is_file() and source.is_file():
-            widen_checkpoint(source, target, channels=2 if stage.key == "masses" else 1)
-
-
-def make_weights(plan: Weights, say: Say, run: Run = run_command) -> Path:
-    """Run the steps that are left; the bundle."""
-    begin = time.monotonic()
-    steps = weight_steps(plan)
-    for number, step in enumerate(steps, 1):
-        say(f"[{number}/{len(steps)}] {step.title}  ({(time.monotonic() - begin) / 60:.0f} min)")
-        say(f"    $ {step.shown()}")
-        _write_start(plan, step)
-        code = run(step.argv, plan.environment)
-        # Painted chests and pelvises hold no kidney: convert leaves them out, and says so with exit code 1.
-        if code != 0 and not (code == 1 and step.argv[1] == "convert"):
-            raise WeightsError(
-                f"{step.argv[0]} ended with exit code {code}; what is done is kept: run it again to go on"
-            )
-    return plan.bundle

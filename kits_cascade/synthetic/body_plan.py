@@ -13,12 +13,13 @@ from kits_cascade.synthetic.subjects import Anatomy, KidneySource
 from kits_cascade.volumes.volume import Array, Spacing
 
 VIEWS: Final = ("abdomen", "whole", "cut", "thorax", "pelvis")
-VIEW_SHARES: Final = (0.62, 0.14, 0.14, 0.05, 0.05)
+VIEW_SHARES: Final = (0.56, 0.14, 0.2, 0.05, 0.05)
 
 EVENTS: Final[Mapping[str, float]] = {  # chance of each in a case
-    "ascites": 0.10,
+    "lean": 0.3,
+    "ascites": 0.13,
     "effusion": 0.08,
-    "mass": 0.15,
+    "mass": 0.22,
     "arms": 0.15,
     "table": 0.75,
     "oral contrast": 0.2,

@@ -86,6 +86,8 @@ def _dress(canvas: Canvas) -> None:
     shells = (("skin", wall + fat + _SKIN_MM), ("subcutaneous fat", wall + fat), ("muscle", wall), ("visceral fat", 0))
     for name, reach in shells:
         tissue[bare & (outside <= reach)] = CODE[name]
+    if "lean" in plan.events:
+        _fill_fat(canvas, own)
     if not plan.own_kidneys:
         tissue[own] = CODE["visceral fat"]
     cavity = bare & (outside < -3)
@@ -93,6 +95,23 @@ def _dress(canvas: Canvas) -> None:
     tissue[cavity & (lumps > rng.uniform(0.9, 2.6))] = CODE["loose tissue"]
     strands = canvas.smooth(4.5)
     tissue[cavity & (strands > rng.uniform(1.5, 2.8))] = CODE["small vessel"]
+
+
+_LEAN_MM: Final = (3.0, 14.0)
+_NOT_GROWN: Final = ("air", "visceral fat", "subcutaneous fat", "skin", "marrow", "cortical bone", "disc", "cartilage")
+
+
+def _fill_fat(canvas: Canvas, kidneys: Array) -> None:
+    """In thin people there is no fat between organs: each reaches to its neighbours."""
+    coarse = canvas.tissue[::2, ::2, ::2]
+    still = np.isin(coarse, [CODE[name] for name in _NOT_GROWN]) | (coarse == KIDNEY_CODE)
+    step = [2 * s for s in canvas.spacing]
+    far, index = ndimage.distance_transform_edt(still, step, return_indices=True)
+    near = coarse[tuple(index)]
+    near[far > canvas.rng.uniform(*_LEAN_MM)] = CODE["visceral fat"]
+    full = near.repeat(2, 0).repeat(2, 1).repeat(2, 2)[tuple(slice(0, n) for n in canvas.tissue.shape)]
+    fat = (canvas.tissue == CODE["visceral fat"]) & (canvas.outside < 0) & ~kidneys
+    canvas.tissue[fat] = full[fat]
 
 
 # What is in the gut: how high noise must be for gas, and for stool.

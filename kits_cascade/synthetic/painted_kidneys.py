@@ -27,6 +27,9 @@ def paint_kidneys(canvas: Canvas) -> None:
             if source is not None and side in plan.anatomy.kidneys:
                 _place(canvas, source, np.array(plan.anatomy.kidneys[side]), turned=side != source.side)
         _place_odd_ones(canvas)
+        for side in canvas.plan.anatomy.kidneys:
+            if plan.kidneys.get(side) is not None:
+                _paint_hilum(canvas, side)
     for box in ndimage.find_objects(ndimage.label(labels > 0)[0]):
         grown = tuple(slice(max(0, s.start - 4), s.stop + 4) for s in box)
         part = replace(canvas, tissue=canvas.tissue[grown], labels=labels[grown])
@@ -68,10 +71,7 @@ def _place(canvas: Canvas, source: KidneySource, centre: Array, *, turned: bool)
     if turned:
         matrix[:, 2] *= -1
     reach = float(np.linalg.norm(np.array(source.labels.shape) * GRID_MM)) * 1.2
-    near = np.ones(canvas.tissue.shape, dtype=bool)
-    for axis in range(3):
-        near &= np.abs(canvas.places[axis] - centre[axis]) < reach
-    boxes = ndimage.find_objects(near.astype(np.uint8))
+    boxes = ndimage.find_objects(_near(canvas, centre, reach).astype(np.uint8))
     if not boxes:
         return
     window = boxes[0]
@@ -83,15 +83,59 @@ def _place(canvas: Canvas, source: KidneySource, centre: Array, *, turned: bool)
     view[values > 0] = values[values > 0]
 
 
+_SOFT_FAT: Final = ("visceral fat", "loose tissue", "small vessel")
+_HILUM_REACH_MM: Final = 95.0
+
+
+def _paint_hilum(canvas: Canvas, side: str) -> None:
+    """Renal vein and artery to the middle, pelvis and ureter: they touch the kidney, and are none of it."""
+    rng, centres = canvas.rng, canvas.plan.anatomy.kidneys
+    centre = np.array(centres[side])
+    middle = (
+        float(np.mean([c[2] for c in centres.values()])) if len(centres) == 2 else canvas.plan.anatomy.extent[2] / 2
+    )
+    inward = np.array([0.0, 0.25, 1.0]) * [1, 1, np.sign(middle - centre[2])]
+    boxes = ndimage.find_objects(_near(canvas, centre, _HILUM_REACH_MM).astype(np.uint8))
+    if not boxes:
+        return
+    part = replace(canvas, places=canvas.places[(slice(None), *boxes[0])], tissue=canvas.tissue[boxes[0]])
+    free = (canvas.labels[boxes[0]] == 0) & np.isin(part.tissue, [CODE[name] for name in _SOFT_FAT])
+    uneven = 1 + 0.3 * canvas.smooth(12, free.shape)
+    pelvis = centre + inward * rng.uniform(6, 18) + rng.normal(0, 4, 3)
+    ureter = pelvis + np.array([-rng.uniform(60, 90), rng.uniform(0, 25), inward[2] * rng.uniform(0, 15)])
+    for name, start, end, radius in (
+        ("urine", pelvis, ureter, rng.uniform(1.5, 3.5)),
+        ("urine", pelvis - [4, 0, 0], pelvis + inward * rng.uniform(2, 10), rng.uniform(3, 10)),
+        ("vein", centre, centre + inward * 75 + [rng.normal(0, 8), 10, 0], rng.uniform(3, 6)),
+        ("artery", centre, centre + inward * 75 + [rng.normal(0, 8), 0, 0], rng.uniform(1.8, 3.5)),
+    ):
+        part.tissue[free & (_to_segment(part.places, start, end) < radius * uneven)] = CODE[name]
+
+
+def _near(canvas: Canvas, centre: Array, reach: float) -> Array:
+    near = np.ones(canvas.tissue.shape, dtype=bool)
+    for axis in range(3):
+        near &= np.abs(canvas.places[axis] - centre[axis]) < reach
+    return near
+
+
+def _to_segment(places: Array, start: Array, end: Array) -> Array:
+    """Distance of each place to the line between two."""
+    along = (end - start).astype(np.float32)
+    relative = places - start.astype(np.float32)[:, None, None, None]
+    share = np.clip(np.tensordot(along, relative, 1) / float(along @ along), 0, 1)
+    distance: Array = np.sqrt(sum((relative[k] - along[k] * share) ** 2 for k in range(3)))
+    return distance
+
+
 def _fill_kidney(canvas: Canvas) -> None:
-    """Cortex, medulla, sinus and pelvis; fat around it, here and there."""
+    """Cortex, medulla and pelvis (masks leave the fat of the sinus out already); fat around it, here and there."""
     tissue, labels, rng, events = canvas.tissue, canvas.labels, canvas.rng, canvas.plan.events
     depth = ndimage.distance_transform_edt(labels > 0, canvas.spacing).astype(np.float32)
     uneven = canvas.smooth(7, labels.shape)
     kidney = labels == KIDNEY
     tissue[kidney] = CODE["cortex"]
     tissue[kidney & (depth > rng.uniform(4, 8) + 1.8 * uneven)] = CODE["medulla"]
-    tissue[kidney & (depth > rng.uniform(11, 19) + 2.5 * uneven)] = CODE["sinus fat"]
     if "hydronephrosis" in events:
         tissue[kidney & (depth > 7.5) & (uneven > -0.6)] = CODE["urine"]
     elif "pyelum" in events:
@@ -145,6 +189,8 @@ def _fill_lesions(canvas: Canvas) -> None:
         if kind > 0.35 and part.sum() * float(np.prod(canvas.spacing)) > 4000:
             depth = ndimage.distance_transform_edt(part, canvas.spacing)
             tissue[part & (coarse + 0.12 * depth > rng.uniform(1.0, 2.6))] = CODE["necrosis"]
+        if rng.random() < 0.3:
+            tissue[part & (fine > rng.uniform(1.4, 2.2))] = CODE["small vessel"]
         if rng.random() < 0.08:
             tissue[part & (fine > 2.3)] = CODE["stone"]
     cysts, count = ndimage.label(labels == CYST)

@@ -26,7 +26,7 @@ from kits_cascade.synthetic.subjects import (
     read_anatomy,
     read_kidneys,
 )
-from kits_cascade.synthetic.tissues import PHASES, draw_palette
+from kits_cascade.synthetic.tissues import CODE, PHASES, draw_palette
 from kits_cascade.volumes.volume import Array, Spacing
 
 _SIDES: Final = ("left", "right")
@@ -47,11 +47,12 @@ class PaintOptions:
 
 @dataclass(frozen=True)
 class PaintedCase:
-    """One case: CT and KiTS labels (z, y, x in RAS), and what was drawn."""
+    """One case: CT, KiTS labels and tissues (z, y, x in RAS), and what was drawn."""
 
     image: Array
     labels: Array
     spacing: Spacing
+    tissue: Array  # rows of TISSUES
     about: dict[str, Any] = field(default_factory=dict)
 
 
@@ -108,8 +109,10 @@ def paint_case(sources: Sources, seed: int, index: int, options: PaintOptions | 
     phase = str(rng.choice(options.phases)) if options.phases else None
     palette = draw_palette(rng, phase, odd=0.12 if options.hard else 0.06, spread=1.3 if options.hard else 1.0)
     settings = draw_scanner(rng, spread) if options.scanner else draw_scanner(np.random.default_rng(0), 0.3)
-    body.labels[:, unmeasured(shape, settings, options.spacing)] = 0
+    beyond = unmeasured(shape, settings, options.spacing)
+    body.labels[:, beyond] = 0
     image = expose(body.tissue, palette, settings, options.spacing, rng)
+    body.tissue[:, beyond] = CODE["air"]
     about = {
         "anatomy": anatomy.name,
         "kidneys": {side: source.name if source else None for side, source in kidneys.items()},
@@ -119,7 +122,7 @@ def paint_case(sources: Sources, seed: int, index: int, options: PaintOptions | 
         "slice_mm": settings.slice_mm,
         "noise": round(settings.noise, 1),
     }
-    return PaintedCase(image, body.labels, options.spacing, about)
+    return PaintedCase(image, body.labels, options.spacing, body.tissue, about)
 
 
 def _draw_kidneys(rng: np.random.Generator, masks: Sequence[Path]) -> dict[str, KidneySource | None]:

@@ -68,11 +68,10 @@ TISSUES: Final = (
     _row("gas", -920, 60, 40),
     _row("stool", (20, 20, 20, 20), 60, 90),
     _row("gut contrast", 260, 110, 50),
-    _row("cortex", (33, 178, 175, 150), 28, 14),
+    _row("cortex", (33, 190, 178, 150), 38, 14),
     _row("medulla", (31, 98, 160, 152), 26, 14),
-    _row("sinus fat", -70, 25, 20),
     _row("urine", (4, 6, 25, 420), 12, 8),
-    _row("tumor", (36, 92, 82, 68), 24, 20),
+    _row("tumor", (36, 92, 84, 68), 34, 24),
     _row("necrosis", (24, 32, 34, 34), 10, 10),
     _row("fatty tumor", -45, 28, 28),
     _row("cyst", 13, 7, 3),
@@ -134,6 +133,7 @@ class Palette:
 _NEVER_ODD: Final = frozenset({"air", "lung", "airway", "gas", "subcutaneous fat", "visceral fat", "metal", "table"})
 _KIDNEY: Final = ("cortex", "medulla")
 _TUMOR: Final = ("tumor", "necrosis")
+_BRIGHT_TUMOR: Final = 0.15  # chance of one that enhances nearly as the cortex does
 
 
 def draw_palette(rng: np.random.Generator, phase: str | None = None, odd: float = 0.06, spread: float = 1.0) -> Palette:
@@ -152,7 +152,9 @@ def draw_palette(rng: np.random.Generator, phase: str | None = None, odd: float 
     cortex, medulla = (CODE[name] for name in _KIDNEY)
     if rng.random() < 0.5:  # past the corticomedullary phase: the two are alike
         mean[medulla] = mean[cortex] - abs(rng.normal(0, 12))
+    if rng.random() < _BRIGHT_TUMOR:
+        mean[CODE["tumor"]] = mean[cortex] - rng.uniform(0, 40)
     for name in _TUMOR:  # a tumour enhances less than the kidney does; the difference is what tells it
-        mean[CODE[name]] = min(mean[CODE[name]], mean[cortex] - rng.uniform(-8 if phase == "plain" else 10, 40))
+        mean[CODE[name]] = min(mean[CODE[name]], mean[cortex] - rng.uniform(-8 if phase == "plain" else 5, 40))
     within = np.array([t.within for t in TISSUES]) * rng.uniform(0.6, 1.5, len(TISSUES))
     return Palette(phase, mean.astype(np.float32), within.astype(np.float32))

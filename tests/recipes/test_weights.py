@@ -18,33 +18,36 @@ def plan(tmp_path):
 
 
 def test_steps_are_commands_in_order(plan):
-    steps = weights.weight_steps(plan)
-    assert [step.argv[1] for step in steps] == [
-        "paint",
-        "convert",
-        "derive-stages",
-        "plan",
-        "221",
-        "222",
-        "223",
-        "models",
-    ]
+    steps = weights.data_steps(plan)
+    assert [step.argv[1] for step in steps] == ["paint", "convert", "derive-stages", "plan"]
     paint = steps[0].argv
     assert paint[paint.index("--only") + 1] == "s1", "the anatomy that is held out is not painted"
-    assert steps[6].argv[5] == "PaintedMassesTrainer"
 
 
-def test_a_stopped_training_goes_on_and_a_finished_one_is_left(plan):
-    coarse, kidney, _ = (plan.fold(stage) for stage in STAGES)
-    (coarse / "validation").mkdir(parents=True)
-    (coarse / "checkpoint_final.pth").touch()
-    (coarse / "validation" / "summary.json").touch()
-    kidney.mkdir(parents=True)
-    (kidney / "checkpoint_latest.pth").touch()
-    trainings = [step.argv for step in weights.weight_steps(plan) if step.argv[0] == "nnUNetv2_train"]
-    assert [argv[1] for argv in trainings] == ["222", "223"]
-    assert trainings[0][-1] == "--c"
-    assert trainings[1][-2:] == ("-pretrained_weights", str(plan.root / "start_masses.pth"))
+def finish(plan, stage):
+    plan.fold(stage).mkdir(parents=True)
+    (plan.fold(stage) / "checkpoint_final.pth").touch()
+
+
+def test_what_is_done_is_left(plan):
+    assert weights.stages_left(plan) == list(STAGES)
+    finish(plan, STAGES[0])
+    assert weights.stages_left(plan) == list(STAGES[1:])
+    for stage in STAGES:
+        folder = plan.folders["nnUNet_preprocessed"] / stage.dataset
+        folder.mkdir(parents=True)
+        (folder / "nnUNetPlans.json").write_text("{}")
+    assert weights.data_steps(plan) == []
+    ran, trained = [], []
+    made = weights.make_weights(
+        plan,
+        lambda _: None,
+        lambda argv, _environment: ran.append(argv[1:3]) or 0,
+        lambda _plan, stage, _say: trained.append(stage.key),
+    )
+    assert trained == ["kidney", "masses"]
+    assert ran == [("models", "export")]
+    assert made == plan.bundle
 
 
 def test_a_failed_step_says_which_and_that_nothing_is_lost(plan):
@@ -64,5 +67,6 @@ def test_dry_run_prints_the_commands(plan):
     sources = ["--masks", str(plan.masks), "--anatomy", str(plan.anatomy), "-o", str(plan.root)]
     result = CliRunner().invoke(app, ["weights", *sources, "--dry-run"])
     assert result.exit_code == 0, result.output
-    assert "nnUNetv2_train 221 3d_lowres 0 -tr PaintedTrainer" in result.output
+    assert "kits-cascade plan --preset shipped" in result.output
+    assert "training of coarse, kidney, masses" in result.output
     assert not plan.root.exists()

@@ -11,6 +11,8 @@ from kits_cascade.cli.app import app
 from kits_cascade.errors import DatasetError, UsageError
 from kits_cascade.labels import CYST, KIDNEY, TUMOR
 from kits_cascade.synthetic import painted_cases, painter, subjects
+from kits_cascade.synthetic.body_plan import draw_plan
+from kits_cascade.synthetic.painted_body import paint_body
 from kits_cascade.synthetic.tissues import CODE, PHASES, TISSUES, draw_palette, tissue_of
 from tests.synthetic.sources import write_anatomy, write_mask
 
@@ -154,6 +156,27 @@ def test_broken_cache_is_made_anew(folders, sources):
         path.write_bytes(b"broken")
     painter._anatomy.cache_clear()
     paint(sources)
+
+
+def test_prepared_sources_paint_the_same(sources, tmp_path):
+    subjects.prepare_sources(sources.anatomies, sources.masks, tmp_path)
+    prepared = painter.Sources.find(tmp_path / "anatomy", tmp_path / "masks")
+    assert np.array_equal(paint(prepared).image, paint(sources).image)
+    assert prepared.anatomies[0].suffix == ".npz"
+    assert paint(prepared).about == paint(sources).about
+
+
+def test_lean_bodies_have_less_fat_around_their_kidneys(sources):
+    """What is drawn for a body is the same; only fat between the organs gives way to them."""
+    fat = {}
+    for events in (frozenset(), frozenset({"lean"})):
+        rng = np.random.default_rng(1)
+        anatomy = subjects.read_anatomy(sources.anatomies[0])
+        kidneys = {k.side: k for k in subjects.read_kidneys(sources.masks[0])}
+        plan = replace(draw_plan(rng, anatomy, kidneys, view="abdomen"), events=events)
+        canvas = paint_body(plan, (30, 50, 60), (6.0, 6.0, 6.0), [100.0, 90.0, 120.0], np.random.default_rng(2))
+        fat[len(events)] = int((canvas.tissue == CODE["visceral fat"]).sum())
+    assert fat[1] < 0.8 * fat[0]
 
 
 def test_command_goes_on_where_it_stopped(folders, tmp_path):

@@ -1,0 +1,1 @@
+"""Training on cases that are painted while the network trains, on a GPU."""
