@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 import kits_cascade
@@ -21,6 +23,13 @@ def test_the_list_is_the_list():
 def test_each_name_is_there(name):
     found = getattr(kits_cascade, name)
     assert isinstance(found, str) or (found.__name__ == name and found.__doc__)
+
+
+def test_files_may_be_named_by_strings(tmp_path):
+    path = tmp_path / "labels.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((3, 4, 5), np.uint8), np.eye(4)), path)
+    assert kits_cascade.read_volume(str(path)).array.shape == (5, 4, 3)
+    assert kits_cascade.read_labels(str(path)).array.sum() == 60
 
 
 def test_other_names_are_not():

@@ -24,10 +24,19 @@ def phantom(
     from_masks: Annotated[
         Path | None, typer.Option(help="Paint a CT around each */segmentation.nii.gz of this folder, at its true size.")
     ] = None,
+    sources: Annotated[
+        bool, typer.Option("--sources", help="Write made-up bodies and masks instead, for kits-cascade paint.")
+    ] = False,
 ) -> None:
     """Write CT-like cases without patients: kidneys, tumours and cysts among the organs that mislead a network."""
     from kits_cascade.synthetic import phantom as phantoms
 
+    if sources:
+        from kits_cascade.synthetic.phantom_sources import write_sources
+
+        bodies, masks = write_sources(out, count, seed)
+        typer.echo(f"sources: --anatomy {bodies} --masks {masks}")
+        return
     with progress_bar("phantoms") as progress:
         if from_masks is not None:
             folders = phantoms.write_from_masks(out, from_masks, seed, progress=progress)

@@ -33,7 +33,7 @@ class DemoError(KitsCascadeError):
 
 @dataclass(frozen=True)
 class Demo:
-    """The shipped networks on phantoms, which they have never seen, or on the user's own CT."""
+    """The shipped networks on painted CT of made-up bodies, which they have never seen, or on the user's own CT."""
 
     root: Path
     held_out: int = 3
@@ -41,8 +41,13 @@ class Demo:
     ct: Path | None = None
 
     @property
+    def kind(self) -> str:
+        """What its cases are called."""
+        return "Painted"
+
+    @property
     def truth(self) -> Path:
-        """Phantoms that no network has seen."""
+        """Cases that no network has seen."""
         return self.root / "held-out"
 
     @property
@@ -71,8 +76,11 @@ class Demo:
         predict = ["predict", "-i", str(self.source), "-o", p, "-m", str(SHIPPED), "--no-tta", *device]
         if self.ct is not None:
             return [("The cascade on your CT", predict), ("Report", ["report", p, "-i", str(self.ct)])]
+        sources = str(self.root / "sources")
+        drawn = ["--masks", f"{sources}/masks", "--anatomy", f"{sources}/bodies", "-n", str(self.held_out)]
         return [
-            ("Phantoms that no network has seen", ["phantom", "-o", t, "-n", str(self.held_out), "--seed", "1"]),
+            ("Made-up bodies", ["phantom", "--sources", "-o", sources, "-n", str(self.held_out), "--seed", "1"]),
+            ("Painted CT that no network has seen", ["paint", *drawn, "-o", t, "--view", "abdomen", "--no-sheet"]),
             ("The cascade with the shipped networks", predict),
             *self._scoring(),
         ]
@@ -92,6 +100,11 @@ class TrainingDemo(Demo):
     held_out: int = 12
     cases: int = 40
     quick: bool = False  # a few training steps only
+
+    @property
+    def kind(self) -> str:
+        """What its cases are called."""
+        return "Phantom"
 
     def steps(self) -> list[tuple[str, list[str]]]:
         """Title and command of each step."""
@@ -159,7 +172,7 @@ def draw_picture(demo: Demo) -> None:
         read_labels(demo.truth / case / "segmentation.nii.gz"),
         read_labels(demo.predictions / f"{case}.nii.gz"),
         demo.picture,
-        f"Phantom {case}",
+        f"{demo.kind} {case}",
     )
 
 
@@ -196,7 +209,7 @@ def summary(demo: Demo, scores: dict[str, float], seconds: float) -> list[str]:
         "models": demo.root / "nnunet" / "nnUNet_results",
     }
     lines += ["", *(f"{name:16}{path}" for name, path in places.items() if path.exists())]
-    what = f"{demo.held_out} held-out phantoms" if demo.ct is None else f"{demo.ct}"
+    what = f"{demo.held_out} held-out cases" if demo.ct is None else f"{demo.ct}"
     return [*lines, "", f"{what}; {_clock(seconds)} in all"]
 
 

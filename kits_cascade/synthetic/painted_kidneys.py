@@ -101,11 +101,12 @@ def _paint_hilum(canvas: Canvas, side: str) -> None:
     part = replace(canvas, places=canvas.places[(slice(None), *boxes[0])], tissue=canvas.tissue[boxes[0]])
     free = (canvas.labels[boxes[0]] == 0) & np.isin(part.tissue, [CODE[name] for name in _SOFT_FAT])
     uneven = 1 + 0.3 * canvas.smooth(12, free.shape)
+    wide = (9, 20) if "hydronephrosis" in canvas.plan.events else (3, 10)
     pelvis = centre + inward * rng.uniform(6, 18) + rng.normal(0, 4, 3)
     ureter = pelvis + np.array([-rng.uniform(60, 90), rng.uniform(0, 25), inward[2] * rng.uniform(0, 15)])
     for name, start, end, radius in (
         ("urine", pelvis, ureter, rng.uniform(1.5, 3.5)),
-        ("urine", pelvis - [4, 0, 0], pelvis + inward * rng.uniform(2, 10), rng.uniform(3, 10)),
+        ("urine", pelvis - [4, 0, 0], pelvis + inward * rng.uniform(2, 10), rng.uniform(*wide)),
         ("vein", centre, centre + inward * 75 + [rng.normal(0, 8), 10, 0], rng.uniform(3, 6)),
         ("artery", centre, centre + inward * 75 + [rng.normal(0, 8), 0, 0], rng.uniform(1.8, 3.5)),
     ):
@@ -137,7 +138,7 @@ def _fill_kidney(canvas: Canvas) -> None:
     tissue[kidney] = CODE["cortex"]
     tissue[kidney & (depth > rng.uniform(4, 8) + 1.8 * uneven)] = CODE["medulla"]
     if "hydronephrosis" in events:
-        tissue[kidney & (depth > 7.5) & (uneven > -0.6)] = CODE["urine"]
+        tissue[kidney & (depth > 8) & (uneven > 0.2)] = CODE["urine"]
     elif "pyelum" in events:
         tissue[kidney & (depth > 10) & (uneven > 0.7)] = CODE["urine"]
     _free_from_neighbours(canvas)

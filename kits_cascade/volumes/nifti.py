@@ -133,12 +133,13 @@ def _shape(path: Path, header: Any) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def read_volume(path: Path, dtype: Any = None) -> Volume:
+def read_volume(path: Path | str, dtype: Any = None) -> Volume:
     """Read a NIfTI file into canonical order.
 
     ``dtype`` defaults to the stored integer type where there is no scaling, else float32; values that are not finite
     are kept, and the caller decides (see :func:`check_finite`).
     """
+    path = Path(path)
     with reading(path), _opened(path) as stream:
         shape, affine, header = _header(path, stream)
         array = _voxels(stream, shape, header, dtype)
@@ -257,7 +258,7 @@ def check_finite(volume: Volume, path: Path) -> None:
         raise FileFormatError(f"{path}: {bad} voxels are NaN or infinite; export the scan again or fill them")
 
 
-def read_labels(path: Path) -> Volume:
+def read_labels(path: Path | str) -> Volume:
     """Read a label map as uint8; values that are not whole numbers in 0..255 are an error."""
     volume = read_volume(path)
     if volume.array.dtype == np.uint8:

@@ -15,7 +15,7 @@ def commands(plan):
 
 
 def test_what_the_shipped_networks_do_needs_no_training(tmp_path):
-    assert commands(demo.Demo(tmp_path)) == ["phantom", "predict", "evaluate", "report"]
+    assert commands(demo.Demo(tmp_path)) == ["phantom", "paint", "predict", "evaluate", "report"]
     assert commands(demo.Demo(tmp_path, ct=tmp_path / "ct.nii.gz")) == ["predict", "report"]
     whole = commands(demo.TrainingDemo(tmp_path))
     assert whole[-4:] == ["train", "predict", "evaluate", "report"]

@@ -5,6 +5,8 @@ import pytest
 from kits_cascade.errors import DatasetError
 from kits_cascade.labels import CYST, KIDNEY, TUMOR
 from kits_cascade.synthetic import phantom
+from kits_cascade.synthetic.painter import PaintOptions, Sources, paint_case
+from kits_cascade.synthetic.phantom_sources import write_sources
 from kits_cascade.volumes.components import components
 from kits_cascade.volumes.nifti import read_volume, write_volume
 
@@ -86,3 +88,13 @@ def test_on_a_real_mask(kits23, tmp_path):
     image, labels = read_volume(folder / "imaging.nii.gz"), read_volume(folder / "segmentation.nii.gz")
     assert image.shape == labels.shape
     assert 100 < np.median(image.array[labels.array == KIDNEY]) < 230
+
+
+def test_made_up_sources_can_be_painted(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bodies, masks = write_sources(tmp_path, 1, seed=2)
+    case = paint_case(Sources.find(bodies, masks), 0, 0, PaintOptions((6.0, 6.0, 6.0), view="abdomen"))
+    assert set(np.unique(case.labels)) >= {0, KIDNEY, TUMOR}
+    left, right = (case.labels[:, :, part] for part in np.array_split(np.arange(case.labels.shape[2]), 2))
+    assert left.any()
+    assert right.any()
