@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.normalization import default_normalization_schemes as schemes
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
@@ -20,6 +21,10 @@ from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_forn
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from kits_cascade.inference.certainty import FOLDS, MIRRORS
+from kits_cascade.inference.nnunet.plan_rules import separate_axis
+from kits_cascade.inference.nnunet.sliding_window import SlidingWindow
 
 # --- the predictor (kits_cascade/inference/nnunet/)
 
@@ -40,8 +45,8 @@ def parameters(function):
             ["network", "plans_manager", "configuration_manager", "parameters", "dataset_json", "trainer_name"],
         ),
         (nnUNetPredictor.predict_logits_from_preprocessed_data, ["data"]),
-        (nnUNetPredictor._internal_get_sliding_window_slicers, ["image_size"]),
-        (nnUNetPredictor._internal_maybe_mirror_and_predict, ["x"]),
+        (compute_gaussian, ["tile_size", "sigma_scale", "value_scaling_factor", "dtype", "device"]),
+        (compute_steps_for_sliding_window, ["image_size", "tile_size", "tile_step_size"]),
         (get_network_from_plans, ["arch_class_name", "arch_kwargs", "arch_kwargs_req_import", "input_channels"]),
         (determine_num_input_channels, ["plans_manager", "configuration_or_config_manager", "dataset_json"]),
         (determine_do_sep_z_and_axis, ["force_separate_z", "current_spacing", "new_spacing"]),
@@ -78,48 +83,67 @@ def test_plans_and_labels_say_what_we_ask(manager):
     assert not [name for name in asked[manager].split() if not hasattr(manager, name)]
 
 
-class Constant(torch.nn.Module):
-    """Answers 1 everywhere, and counts."""
+class Mixed(torch.nn.Module):
+    """Answers that depend on the place in the tile, on the direction, and on the fold."""
 
-    calls = 0
+    def __init__(self, axes):
+        super().__init__()
+        kind = torch.nn.Conv3d if axes == 3 else torch.nn.Conv2d
+        self.convolution = kind(1, 3, 3, padding=1)
 
     def forward(self, x):
-        self.calls += 1
-        return torch.ones((1, 2, *x.shape[2:]))
+        return self.convolution(x) * torch.linspace(0.5, 2, x.shape[-1])
 
 
-def predictor(slicers=None, patch=(8, 8, 8)):
-    class Chosen(nnUNetPredictor):
-        def _internal_get_sliding_window_slicers(self, image_size):
-            self.seen = image_size
-            return slicers(super()._internal_get_sliding_window_slicers(image_size))
-
-    instance = (Chosen if slicers else nnUNetPredictor)(0.5, device=torch.device("cpu"), allow_tqdm=False)
+@pytest.mark.parametrize(
+    ("patch", "shape", "mirror"),
+    [((8, 8, 8), (20, 9, 8), (0, 1, 2)), ((8, 8, 8), (16, 8, 5), ()), ((8, 8, 8), (5, 6, 3), (2,)),
+     ((8, 8), (3, 13, 6), (0, 1))],
+    ids=["mirrored", "one axis padded", "smaller than a tile", "slices"],
+)  # fmt: skip
+@pytest.mark.parametrize("folds", [1, 3])
+@pytest.mark.parametrize("regions", [False, True])
+def test_the_sliding_window_answers_as_nnunet_s_predictor(patch, shape, mirror, folds, regions):
+    """To the last bit, so our own may stand for it."""
+    labels = {"labels": {"background": 0, "kidney": 1, "tumor": 2}}
+    if regions:
+        labels = {"labels": {"background": 0, "a": [1, 2, 3], "b": [2, 3], "c": 3}, "regions_class_order": [1, 2, 3]}
+    torch.manual_seed(0)
+    network = Mixed(len(patch))
+    weights = [Mixed(len(patch)).state_dict() for _ in range(folds)]
     plans = PlansManager({"label_manager": "LabelManager", "configurations": {}})
     configuration = ConfigurationManager({"architecture": {}, "patch_size": list(patch)})
-    labels = {"labels": {"background": 0, "kidney": 1}}
-    instance.manual_initialization(Constant(), plans, configuration, [{}, {}], labels, "nnUNetTrainer", (0,))
-    return instance
+    device = torch.device("cpu")
+    theirs = nnUNetPredictor(0.5, use_mirroring=bool(mirror), device=device, allow_tqdm=False)
+    theirs.manual_initialization(network, plans, configuration, weights, labels, "nnUNetTrainer", mirror)
+    heads = theirs.label_manager.num_segmentation_heads
+    ours = SlidingWindow(network, weights, patch, heads, regions, 0.5, mirror, device)
+    data = torch.randn(1, *shape)
+    expected = theirs.predict_logits_from_preprocessed_data(data)
+    torch.testing.assert_close(ours.logits(data), expected, atol=0, rtol=0)
+    told = {among for among, votes in ours.votes.items() if votes.total}
+    assert told == ({FOLDS} if folds > 1 else set()) | ({MIRRORS} if mirror else set())
 
 
-def test_the_sliding_window_runs_the_tiles_that_the_hook_names():
-    chosen = predictor(slicers=lambda all_of_them: all_of_them[:1])
-    logits = chosen.predict_logits_from_preprocessed_data(torch.zeros(1, 16, 8, 6))
-    assert chosen.seen == (16, 8, 8)  # padded to the patch
-    assert logits.shape == (2, 16, 8, 6)
-    assert logits.dtype == torch.half
-    assert torch.all(logits[:, :8] == 1)
-    assert torch.isnan(logits[:, 8:]).all()  # 0 / 0 where no tile was: we fill it
-    assert chosen.network.calls == 2 * 2  # two folds, each mirrored along the one axis that is allowed
-
-
-def test_padding_goes_to_both_sides():
+def test_tiles_that_are_not_wanted_leave_a_gap():
+    device, answer = torch.device("cpu"), torch.nn.Identity()
+    window = SlidingWindow(answer, [{}], (8, 8, 8), 2, False, 0.5, (), device)
     seen = []
-    chosen = predictor()
-    chosen.network.forward = lambda x: seen.append(x.clone()) or torch.ones((1, 2, *x.shape[2:]))
-    chosen.use_mirroring = False
-    chosen.predict_logits_from_preprocessed_data(torch.ones(1, 8, 8, 5))
-    assert seen[0][0, 0, 0, 0].tolist() == [0, 1, 1, 1, 1, 1, 0, 0]
+    logits = window.logits(torch.ones(2, 16, 8, 6), wanted=lambda tile: seen.append(tile) or tile.start[0] == 0)
+    # Boxes of the image itself, which is padded on both sides to no less than a tile.
+    assert [tile.start for tile in seen] == [(0, 0, 0), (4, 0, 0), (8, 0, 0)]
+    assert {tile.stop[1:] for tile in seen} == {(8, 6)}
+    assert torch.all(logits[:, :8] == 1)
+    assert torch.isnan(logits[:, 8:]).all()  # 0 / 0: whoever asked for it fills it
+
+
+@pytest.mark.parametrize("force", [None, True, False])
+def test_the_axis_apart_is_nnunet_s(force):
+    grids = [(1, 1, 1), (5, 0.7, 0.7), (0.5, 0.8, 0.8), (0.24, 1.25, 1.25), (0.7, 5, 0.7), (3, 1, 1), (3.01, 1, 1)]
+    for spacing in grids:
+        for target in grids:
+            separate, axis = determine_do_sep_z_and_axis(force, spacing, target)
+            assert separate_axis(force, spacing, target) == (axis if separate else None)
 
 
 def test_cropping_away_what_is_empty():

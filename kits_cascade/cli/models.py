@@ -107,6 +107,45 @@ def export(
     typer.echo(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
 
 
+@models_app.command("calibrate")
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="Output folder of `kits-cascade predict` with these networks.")],
+    truth: Annotated[
+        Path, typer.Option("-g", "--truth", help="The truth of its cases: in KiTS layout, or a folder of label files.")
+    ],
+    models: Models = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the table: change no networks.")] = False,
+    nnunet_dir: NnunetDir = None,
+) -> None:
+    """Learn what the certainty of a lesion is worth, from cases not trained on, and keep it with the networks.
+
+    From then on `predict` gives each lesion a confidence: how often lesions like it are right.
+    """
+    from kits_cascade.models.bundle import store_calibration
+    from kits_cascade.models.choose import resolve_models
+    from kits_cascade.nnunet_folders import open_folders
+    from kits_cascade.recipes.calibrate import fit, rate_held_out, rate_lesions, tabulate
+
+    if nnunet_dir is not None:
+        open_folders(nnunet_dir)
+    cases = rate_lesions(run, truth)
+    found = fit(cases)
+    raw = [row for case in cases for row in case]
+    for title, rated in (
+        ("certainty", raw),
+        ("confidence, fitted on the other half of the cases", rate_held_out(cases)),
+    ):
+        table, error = tabulate(rated)
+        typer.echo(f"\n| {title} | lesions | mean | right |\n|---|---|---|---|")
+        for row in table:
+            typer.echo(f"| {row.low:.1f} to {row.high:.1f} | {row.lesions} | {row.mean:.3f} | {row.right:.3f} |")
+        typer.echo(f"expected calibration error {error:.3f}")
+    typer.echo(f"{found.lesions} lesions of {found.cases} cases: slope {found.slope}, offset {found.offset}")
+    if not dry_run:
+        chosen = resolve_models(models, shipped=False)
+        typer.echo(f"kept in {store_calibration(chosen, models, found)}")
+
+
 @models_app.command("adapt")
 def adapt(
     file: Annotated[Path, typer.Argument(help="Weights of an encoder, such as MedicalNet's resnet_10_23dataset.pth.")],

@@ -65,6 +65,23 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class ScanCheck:
+    """What is odd about a scan: found without the networks, so it may be looked for while they are busy."""
+
+    facts: ImageFacts
+    findings: list[Finding]
+    seconds: float
+
+    @staticmethod
+    def of(loaded: LoadedCase) -> ScanCheck:
+        """Look at a case that is loaded."""
+        start = time.perf_counter()
+        facts = ImageFacts.of(loaded.volume, loaded.air_only)
+        findings = check_input(facts)
+        return ScanCheck(facts, findings, time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The segmentation of one CT, in the axes and the place of what was handed in."""
 
@@ -90,7 +107,9 @@ class Prediction:
         labels, grey = bounds.crop(self.labels), bounds.crop(volume.array)
         middle = body_midline(volume.array, volume.affine)
         sure = certainty_map(self.result, "masses")
-        lesions = measure_lesions(labels, grey, volume.spacing, volume.affine, bounds, volume.shape, middle, sure)
+        lesions = measure_lesions(
+            labels, grey, volume.spacing, volume.affine, bounds, volume.shape, middle, sure, self.result.curve
+        )
         return tuple(check_labels(self.result, grey, lesions, volumes_ml(labels, volume.spacing)))
 
     @property
@@ -166,22 +185,23 @@ class Cascade:
         loaded = as_loaded(image, spacing)
         return Prediction(loaded, self.run(loaded, report))
 
-    def run(self, loaded: LoadedCase, report: Report = lambda _: None) -> CascadeResult:
-        """Segment a case that is loaded. Raises a CaseError where it is surely no CT in Hounsfield units."""
-        volume = loaded.volume
-        start = time.perf_counter()
-        facts = ImageFacts.of(volume, loaded.air_only)
-        findings = check_input(facts)
-        seconds = time.perf_counter() - start
-        reason = refusal(findings)
+    def run(self, loaded: LoadedCase, report: Report = lambda _: None, scan: ScanCheck | None = None) -> CascadeResult:
+        """Segment a case that is loaded. Raises a CaseError where it is surely no CT in Hounsfield units.
+
+        ``scan``: what was found about it, where somebody has looked already.
+        """
+        volume, scan = loaded.volume, scan or ScanCheck.of(loaded)
+        reason = refusal(scan.findings)
         if loaded.air_only:
             result = CascadeResult(np.zeros(volume.shape, dtype=np.uint8))
         elif reason and not self.accept_values:
             raise CaseError(loaded.case.name, reason)
         else:
             result = self._networks_answer(volume, report)
-            result.seconds["plausibility"] = seconds
-        result.facts, result.findings = facts, findings
+            result.seconds["plausibility"] = scan.seconds
+        result.facts, result.findings = scan.facts, list(scan.findings)
+        calibration = getattr(self.models, "calibration", None)
+        result.curve = None if calibration is None else calibration.curve
         return result
 
     def _networks_answer(self, volume: Volume, report: Report) -> CascadeResult:

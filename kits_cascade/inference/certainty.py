@@ -17,6 +17,7 @@ from kits_cascade.volumes.volume import Array
 
 _STEPS: Final = 255
 UNSURE: Final = 0.75  # nearer to a guess than to no doubt: a lesion below it is shown as such
+FOLDS, MIRRORS = "folds", "mirrors"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,23 @@ class Certainty:
     stage: str  # kidney or masses
     values: Array
     part: Box  # in the voxels of the region
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How alike the answers of several folds, or of one network to mirrored copies of its tiles, are to their mean."""
+
+    stage: str  # kidney or masses
+    among: str  # folds or mirrors
+    both: int  # voxels that an answer and the mean have in common, summed over the answers
+    total: int  # voxels of either
+
+
+def agreement_dice(found: Iterable[Agreement], stage: str, among: str) -> float | None:
+    """Mean Dice of the answers with their mean, over all regions; None where there was only one answer, or nothing."""
+    chosen = [one for one in found if (one.stage, one.among) == (stage, among)]
+    total = sum(one.total for one in chosen)
+    return 2.0 * sum(one.both for one in chosen) / total if total else None
 
 
 class HasCertainty(Protocol):

@@ -6,10 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
-from scipy.spatial import ConvexHull, QhullError
-from scipy.spatial.distance import pdist
 
-from kits_cascade.inference.certainty import mean_certainty
+from kits_cascade.inference.certainty import calibrated, mean_certainty
 from kits_cascade.inference.postprocess import KIDNEY_MM3
 from kits_cascade.labels import CYST, LABEL_NAMES, TUMOR
 from kits_cascade.volumes.components import Components, components
@@ -41,7 +39,8 @@ class LesionRow:
     z_mm: float
     slice: int  # canonical slice with the largest diameter, counted from 0 at the feet
     voxels: int
-    confidence: float | None = None  # mean certainty of the network that told it; None where none has
+    certainty: float | None = None  # mean, of the network that told it; None where none has
+    confidence: float | None = None  # how often such lesions are right; None of networks that were not calibrated
 
 
 def volumes_ml(labels: Array, spacing: Spacing) -> dict[str, float]:
@@ -70,12 +69,14 @@ def measure_lesions(
     full_shape: tuple[int, int, int] | None = None,
     midline_x: float | None = None,
     sure: Array | None = None,
+    curve: tuple[float, float] | None = None,
 ) -> list[LesionRow]:
     """Measure every lesion in a canonical label map.
 
     ``labels`` and ``image`` may be the part inside ``origin`` of a scan of ``full_shape``; ``affine`` is always that of
     the whole scan. ``midline_x`` (see :func:`body_midline`) helps where there are not two kidneys to tell the sides by.
-    ``sure`` is a certainty map of the same part (see :func:`kits_cascade.inference.certainty.certainty_map`).
+    ``sure`` is a certainty map of the same part (see :func:`kits_cascade.inference.certainty.certainty_map`), and
+    ``curve`` says what that is worth (see :func:`kits_cascade.inference.certainty.calibrated`).
     """
     full_shape = full_shape or (labels.shape[0], labels.shape[1], labels.shape[2])
     origin = origin or Box.full(full_shape)
@@ -93,7 +94,7 @@ def measure_lesions(
         for rank, (number, part) in enumerate(found.boxes(order), start=1):
             mask = part.crop(found.labels) == number
             row = _row(LABEL_NAMES[label], rank, mask, part, image, place, sides)
-            rows.append(row if sure is None else replace(row, confidence=_confidence(part.crop(sure)[mask])))
+            rows.append(row if sure is None else _rated(row, part.crop(sure)[mask], curve))
     return rows
 
 
@@ -146,13 +147,19 @@ def _row(kind: str, rank: int, mask: Array, part: Box, image: Array, place: _Pla
     )
 
 
-def _confidence(levels: Array) -> float | None:
+def _rated(row: LesionRow, levels: Array, curve: tuple[float, float] | None) -> LesionRow:
+    """With its certainty, and what that is worth."""
     mean = mean_certainty(levels)
-    return None if mean is None else round(mean, 4)
+    if mean is None:
+        return row
+    worth = None if curve is None else round(calibrated(mean, curve), 4)
+    return replace(row, certainty=round(mean, 4), confidence=worth)
 
 
 def largest_axial_diameter(mask: Array, axial_mm: Array) -> tuple[float, int]:
     """Largest in-plane distance between two points of one axial slice's outline, and that slice's index."""
+    from scipy.spatial.distance import pdist  # here, since no lesion is measured before the first tile
+
     best, at = 0.0, 0
     for index, plane in enumerate(mask):
         outline = _outline(plane)
@@ -182,6 +189,8 @@ def _outline(plane: Array) -> Array:
 
 
 def _hull(points: Array) -> Array:
+    from scipy.spatial import ConvexHull, QhullError
+
     try:
         corners: Array = points[ConvexHull(points).vertices]
     except QhullError:  # never for outlines of pixels, which have an extent; but a diameter must not fail

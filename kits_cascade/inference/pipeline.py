@@ -13,7 +13,7 @@ from typing import Final, Literal, Protocol
 
 import numpy as np
 
-from kits_cascade.inference.certainty import Certainty
+from kits_cascade.inference.certainty import Agreement, Certainty
 from kits_cascade.inference.plausibility_facts import ImageFacts
 from kits_cascade.inference.plausibility_finding import Finding
 from kits_cascade.inference.postprocess import PostprocessOptions, postprocess
@@ -47,7 +47,7 @@ class Predictors(Protocol):
     """The networks of the cascade.
 
     They may have an attribute ``grid`` (a FineGrid or None): then regions come with surroundings that suit it. Their
-    regions may have ``certainty``: see :mod:`kits_cascade.inference.certainty`.
+    regions may have ``certainty`` and ``agreements``: see :mod:`kits_cascade.inference.certainty`.
     """
 
     @property
@@ -87,6 +87,8 @@ class CascadeResult:
     unprocessed: Array | None = None  # labels before postprocessing
     probabilities: list[dict[str, Array]] = field(default_factory=list)  # per crop
     certainty: list[list[Certainty]] = field(default_factory=list)  # per crop, of each fine network that tells it
+    agreements: list[Agreement] = field(default_factory=list)  # of folds, of mirrored tiles, where there were several
+    curve: tuple[float, float] | None = None  # what the certainty of a lesion is worth, of networks that are calibrated
     facts: ImageFacts | None = None  # of the scan, for the checks of plausibility
     findings: list[Finding] = field(default_factory=list)  # of the scan
 
@@ -132,6 +134,11 @@ class _Region:
     def certainty(self) -> list[Certainty]:
         """Of each fine network that tells how sure it is."""
         return list(getattr(self._predictor, "certainty", ()))
+
+    @property
+    def agreements(self) -> list[Agreement]:
+        """Of folds and of mirrored tiles."""
+        return list(getattr(self._predictor, "agreements", ()))
 
     def kidney(self, near: Array | None) -> Array:
         """Kidneys with their masses, in the box; only tiles that matter there are needed."""
@@ -209,6 +216,7 @@ class _Run:
             self.result.probabilities.append(region.probabilities)
         paste(self.result.labels, region.box, paint(kidney, masses, tumor))
         self.result.certainty.append(region.certainty)
+        self.result.agreements.extend(region.agreements)
         self.result.boxes.append(region.box)
         self.result.crops.append(region.crop)
         self.kidneys.append((region.box, kidney))

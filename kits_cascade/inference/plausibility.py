@@ -58,8 +58,8 @@ INPUT_CHECKS: Final[tuple[Check[ImageFacts], ...]] = (
           view.find_upside_down),
     Check("view: face down", "doubt", "the spine stands in the front part of the body ({place:.0%} of the way; usual: "
           "15 to 50 %): front and back seem to be exchanged", view.find_face_down),
-    Check("view: mirrored", "note", "the liver seems to lie on the left ({left:.0f} mL more of even tissue than on the "
-          "right): the scan is mirrored, unless the person is", view.find_mirrored),
+    Check("view: mirrored", "doubt", "the liver seems to lie on the left ({left:.0f} mL more of even tissue than on "
+          "the right): the scan is mirrored, unless the person is: look before you trust a side", view.find_mirrored),
     Check("view: slices missing", "doubt", "two slices differ {ratio:.1f} times as much as any near them (usual: below "
           "1.25): slices seem to be missing between them", view.find_missing_slices),
     Check("view: slices doubled", "doubt", "{count} slices are the very same as the one before",
@@ -121,6 +121,12 @@ RESULT_CHECKS: Final[tuple[Check[ResultFacts], ...]] = (
           "usual are 0.85 and more", certainty.find_disagreement),
     Check("networks: unsure", "doubt", "the kidney network is sure of its kidneys to {sure:.0%} only (entropy around "
           "them {entropy:.2f} bits); usual are 95 % and more", certainty.find_unsure),
+    Check("networks: answers differ", "doubt", "{among} agree on the kidneys by a Dice of {dice:.2f} only; usual are "
+          "0.90 and more", certainty.find_different_kidneys),
+    Check("networks: lesions differ", "note", "{among} agree on the masses by a Dice of {dice:.2f} only; usual are "
+          "0.70 and more", certainty.find_different_masses),
+    Check("lesions: unsure", "note", "of lesions that the network is as sure of as of {name}, {confidence:.0%} are "
+          "right", lesions.find_unlikely),
 )  # fmt: skip
 
 

@@ -8,7 +8,14 @@ from typing import Final
 import numpy as np
 from scipy import ndimage
 
-from kits_cascade.inference.certainty import certainty_map, entropy, mean_certainty
+from kits_cascade.inference.certainty import (
+    FOLDS,
+    MIRRORS,
+    agreement_dice,
+    certainty_map,
+    entropy,
+    mean_certainty,
+)
 from kits_cascade.inference.pipeline import CascadeResult
 from kits_cascade.inference.plausibility_finding import Hit
 from kits_cascade.inference.plausibility_shapes import ResultFacts
@@ -22,6 +29,9 @@ _EVERY: Final = 3  # voxels, for a mean
 _CERTAIN: Final = 0.75
 # The coarse mask has voxels of several mm: two masks of one kidney agree to 0.85 and more.
 _AGREEMENT: Final = 0.6
+# Answers to one image and its mirrored copies, or of folds, that know what a kidney is, share nine tenths of it.
+_ALIKE: Final = {"kidney": 0.75, "masses": 0.4}
+_AMONG: Final = {FOLDS: "the folds", MIRRORS: "the answers to mirrored tiles"}
 
 
 def coarse_fine_dice(coarse: Array, labels: Array) -> float:
@@ -40,6 +50,8 @@ def measure(result: CascadeResult) -> dict[str, float]:
     found: dict[str, float | None] = {}
     if result.coarse is not None:
         found[COARSE_FINE] = coarse_fine_dice(result.coarse, result.labels)
+    for stage in _ALIKE:
+        found |= {f"{stage}_{among}": agreement_dice(result.agreements, stage, among) for among in _AMONG}
     levels, bounds = certainty_map(result, "kidney"), result.bounds
     if levels is not None and bounds is not None:
         kidney = bounds.crop(result.labels)[::_EVERY, ::_EVERY, ::_EVERY] > 0
@@ -62,6 +74,23 @@ def find_unsure(facts: ResultFacts) -> Iterable[Hit]:
     sure = facts.certainty.get(KIDNEY)
     if sure is not None and sure < _CERTAIN:
         yield Hit({"sure": sure, "limit": _CERTAIN, "entropy": facts.certainty.get(AROUND, 0.0)}, _centre(facts))
+
+
+def find_different_kidneys(facts: ResultFacts) -> Iterable[Hit]:
+    """Folds, or mirrored tiles, of which each has kidneys of its own."""
+    yield from _different(facts, "kidney")
+
+
+def find_different_masses(facts: ResultFacts) -> Iterable[Hit]:
+    """And masses of its own: seldom wrong of small ones, so no reason for doubt."""
+    yield from _different(facts, "masses")
+
+
+def _different(facts: ResultFacts, stage: str) -> Iterable[Hit]:
+    for among, name in _AMONG.items():
+        dice = facts.certainty.get(f"{stage}_{among}")
+        if dice is not None and dice < _ALIKE[stage]:
+            yield Hit({"among": name, "dice": dice}, _centre(facts))
 
 
 def _centre(facts: ResultFacts) -> tuple[int, int, int] | None:

@@ -21,6 +21,7 @@ _SMALLEST_ML: Final = 0.4
 _MOST: Final = {"tumor": 25, "cyst": 50}
 _CRUMB_ML: Final = 0.15
 _MOST_CRUMBS: Final = 30
+_LIKELY: Final = 0.5  # of what is below, more is wrong than right
 # The largest tumours of KiTS23 have 2591 mL, all cysts of a case 937 mL (geometry.csv).
 _LARGEST_ML: Final = {"tumor": 3000.0, "cyst": 1500.0}
 
@@ -92,3 +93,10 @@ def find_larger_than_kidneys(facts: ResultFacts) -> Iterable[Hit]:
     total = sum(row.volume_ml for row in facts.lesions)
     if total > max(tissue, 100.0):
         yield Hit({"ml": total, "tissue": tissue})
+
+
+def find_unlikely(facts: ResultFacts) -> Iterable[Hit]:
+    """A lesion like those that are more often wrong than right, by networks that were calibrated."""
+    for row in facts.lesions:
+        if row.confidence is not None and row.confidence < _LIKELY:
+            yield _hit(row, facts, confidence=row.confidence)

@@ -8,7 +8,6 @@ from typing import Final
 
 import numpy as np
 from scipy import ndimage
-from scipy.signal import find_peaks
 
 from kits_cascade.inference.plausibility_facts import PADDING_HU, ImageFacts
 from kits_cascade.inference.plausibility_finding import Hit
@@ -113,7 +112,8 @@ def soft_tissue_peak(facts: ImageFacts) -> float | None:
         return None
     counts = np.convolve(counts, (0.25, 0.5, 0.25), mode="same")
     # Not the flank of fat, which may be higher than all of the soft tissue.
-    peaks = [int(k) for k in find_peaks(counts, height=0.03 * counts.sum())[0] if edges[k] >= _FAT_ENDS_HU]
+    summits = np.flatnonzero((counts[1:-1] > counts[:-2]) & (counts[1:-1] >= counts[2:])) + 1
+    peaks = [int(k) for k in summits if counts[k] >= 0.03 * counts.sum() and edges[k] >= _FAT_ENDS_HU]
     if not peaks:
         return None
     return float(edges[max(peaks, key=lambda k: counts[k])] + (edges[1] - edges[0]) / 2)

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from kits_cascade.errors import ModelError
 from kits_cascade.files import atomic_path, sha256, write_json
+from kits_cascade.models.calibration import Calibration, write_calibration
 from kits_cascade.models.card import About
 from kits_cascade.models.checkpoint import check_plans, strip_checkpoint
 from kits_cascade.models.network import (
@@ -36,6 +37,7 @@ from kits_cascade.models.unpack import (
     FORMAT,
     FORMAT_VERSION,
     bundle_key,
+    opened_zip,
     read_bundle_manifest,
     read_zip_manifest,
     unpack_bundle,
@@ -43,6 +45,7 @@ from kits_cascade.models.unpack import (
 from kits_cascade.stages import STAGES
 from kits_cascade.version import __version__
 
+_CALIBRATION: Final = "calibration"  # its entry in the manifest
 _DATE: Final = (1980, 1, 1, 0, 0, 0)  # the same models give the same bytes
 
 
@@ -78,6 +81,7 @@ def export_models(models: CascadeModels, out: Path, *, half: bool = False, about
             "made_by": f"kits-cascade {__version__}",
             **(about or About()).to_json(),
             "stages": [_stage_entry(model) for model in models.all],
+            **({_CALIBRATION: models.calibration.to_json()} if models.calibration else {}),
             "files": entries,
         }
         archive.writestr(zipfile.ZipInfo(MANIFEST, _DATE), json.dumps(content, indent=2))
@@ -127,9 +131,48 @@ def _imported(bundle: Path, target: Path, overwrite: bool, manifest: bool) -> li
             )
         for name in names:
             _replace(folder / name, target / name)
+        _keep_calibration(content, target, bundle)
         if manifest:
             write_json(target / MANIFEST, content)
     return [target / name for name in names]
+
+
+def _keep_calibration(content: dict[str, Any], target: Path, bundle: Path) -> None:
+    """Where trained networks have it: beside the plans of the last masses network."""
+    calibration = Calibration.from_json(content.get(_CALIBRATION), bundle)
+    masses = [stage["folder"] for stage in content["stages"] if stage["stage"] == "masses"]
+    if calibration is not None and masses:
+        write_calibration(target / masses[-1], calibration)
+
+
+def store_calibration(models: CascadeModels, source: Path | None, calibration: Calibration) -> Path:
+    """Keep a calibration with the networks that were given as ``source``; the file that was written."""
+    if source is not None and source.is_file():
+        return _calibrate_zip(source, calibration)
+    if source is not None and (source / MANIFEST).is_file():
+        write_json(source / MANIFEST, {**read_bundle_manifest(source), _CALIBRATION: calibration.to_json()})
+        return source / MANIFEST
+    if not models.masses:
+        raise ModelError("a cascade with a single fine network has no place for a calibration")
+    return write_calibration(models.masses[-1].folder, calibration)
+
+
+def _calibrate_zip(bundle: Path, calibration: Calibration) -> Path:
+    """The same bundle with another manifest."""
+    content = read_zip_manifest(bundle)
+    with (
+        writing(bundle, "copy the bundle to a place of your own"),
+        opened_zip(bundle) as old,
+        atomic_path(bundle) as temporary,
+        zipfile.ZipFile(temporary, "w") as new,
+    ):
+        for info in old.infolist():
+            if info.filename != MANIFEST:
+                with old.open(info) as stream, new.open(info, "w", force_zip64=True) as target:
+                    shutil.copyfileobj(stream, target, CHUNK)
+        entry = {**content, _CALIBRATION: calibration.to_json()}
+        new.writestr(zipfile.ZipInfo(MANIFEST, _DATE), json.dumps(entry, indent=2))
+    return bundle
 
 
 def about_bundle(bundle: Path) -> About:
@@ -213,4 +256,5 @@ def read_bundled_networks(folder: Path, folds: Sequence[Fold] | None) -> Cascade
     if len(found["coarse"]) != 1 or len(found["kidney"]) != 1 or len(masses) != 1:
         raise ModelError(f"{folder}: this bundle does not hold one whole cascade; export it again")
     checksums = {folder / name: str(entry["sha256"]) for name, entry in content["files"].items()}
-    return CascadeModels(found["coarse"][0], found["kidney"][0], masses[0], checksums)
+    calibration = Calibration.from_json(content.get(_CALIBRATION), folder / MANIFEST)
+    return CascadeModels(found["coarse"][0], found["kidney"][0], masses[0], checksums, calibration=calibration)

@@ -11,6 +11,7 @@ from typing import Final
 
 from kits_cascade.errors import ModelError, UsageError
 from kits_cascade.models.bundle import open_bundle, read_bundled_networks
+from kits_cascade.models.calibration import Calibration, read_calibration
 from kits_cascade.models.fine import read_fine
 from kits_cascade.models.network import (
     MASSES,
@@ -65,11 +66,16 @@ def resolve_models(
         for stage in (STAGES if fine is None else STAGES[:1])
     }
     kidney = found["kidney"][0] if fine is None else read_fine(fine, folds)
-    return CascadeModels(found["coarse"][0], kidney, found.get("masses", ()))
+    masses = found.get("masses", ())
+    return CascadeModels(found["coarse"][0], kidney, masses, calibration=_calibration(masses))
+
+
+def _calibration(masses: Sequence[StageModel]) -> Calibration | None:
+    return read_calibration(masses[-1].folder) if masses else None
 
 
 def _with_fine(models: CascadeModels, fine: Path | None, folds: Sequence[Fold] | None) -> CascadeModels:
-    return models if fine is None else replace(models, kidney=read_fine(fine, folds), masses=())
+    return models if fine is None else replace(models, kidney=read_fine(fine, folds), masses=(), calibration=None)
 
 
 SHIPPED: Final = Path(__file__).parent / "shipped" / "networks.zip"

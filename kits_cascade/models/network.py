@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from kits_cascade.errors import ModelError
 from kits_cascade.files import read_json, sha256
+from kits_cascade.models.calibration import Calibration
 from kits_cascade.nnunet_folders import CHECKPOINT, trained_folds
 
 MANIFEST: Final = "kits-cascade-models.json"
@@ -68,6 +69,7 @@ class CascadeModels:
     masses: tuple[StageModel, ...]  # one for both regions, or MassTrainer's and TumorTrainer's; none with a fine one
     checksums: Mapping[Path, str] = field(default_factory=dict)  # as the bundle's manifest has them
     notice: str = ""  # what a user must know of them
+    calibration: Calibration | None = None  # what the certainty of lesions is worth, where that was measured
 
     @property
     def all(self) -> tuple[StageModel, ...]:

@@ -23,14 +23,14 @@ class Judgement:
 
     verdict: str = ""  # empty where nobody has looked
     findings: tuple[Mapping[str, Any], ...] = ()  # what the verdict rests on, as run.json has it, the gravest first
-    confidence: Mapping[str, float] = field(default_factory=dict)  # by lesion, such as "tumor 1"
+    certainty: Mapping[str, float] = field(default_factory=dict)  # by lesion, such as "tumor 1"
     remarks: tuple[str, ...] = ()
 
 
-def confidence_of(lesions: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def certainty_of(lesions: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """By lesion, of those whose network has told it."""
-    known = [row for row in lesions if row.get("confidence") is not None]
-    return {f"{row['kind']} {row['number']}": float(row["confidence"]) for row in known}
+    known = [row for row in lesions if row.get("certainty") is not None]
+    return {f"{row['kind']} {row['number']}": float(row["certainty"]) for row in known}
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class RunInfo:
         record, remarks = self.cases.get(case, {}), tuple(self.remarks(case))
         if record.get("result") and sha256(labels) != record["result"]:
             return Judgement(remarks=(EDITED, *remarks))
-        confidence = confidence_of(record.get("lesions", ()))
-        return Judgement(self.verdict(case), tuple(self.findings(case)), confidence, remarks)
+        certainty = certainty_of(record.get("lesions", ()))
+        return Judgement(self.verdict(case), tuple(self.findings(case)), certainty, remarks)
 
     def look_at(self, case: str) -> tuple[int, int, int] | None:
         """The place of the gravest finding that has one, unless all are mere notes."""

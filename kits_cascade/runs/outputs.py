@@ -50,7 +50,15 @@ class FinishedCase:
         labels = bounds.crop(self.result.labels)
         sure = certainty_map(self.result, "masses")
         return volumes_ml(labels, volume.spacing), measure_lesions(
-            labels, self.image, volume.spacing, volume.affine, bounds, volume.shape, self.midline, sure
+            labels,
+            self.image,
+            volume.spacing,
+            volume.affine,
+            bounds,
+            volume.shape,
+            self.midline,
+            sure,
+            self.result.curve,
         )
 
     def check(self, volumes: dict[str, float], lesions: list[LesionRow]) -> list[Finding]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from kits_cascade.errors import CaseError, KitsCascadeError, UsageError
-from kits_cascade.inference.cascade import Cascade
+from kits_cascade.inference.cascade import Cascade, ScanCheck
 from kits_cascade.runs.background import Background
 from kits_cascade.runs.claims import Claims
 from kits_cascade.runs.dicom_results import remarks_on
@@ -31,6 +31,7 @@ from kits_cascade.volumes.find import InputCase
 log = logging.getLogger(__name__)
 _PATIENCE_SECONDS: Final = 3.0  # how long an interrupted run lets the case that is being written come to its end
 _WAIT_SECONDS: Final = 2.0  # between two looks at what others are at work on
+_Read = tuple[LoadedCase, ScanCheck, float]  # and the seconds that reading took
 
 
 class DiskFullError(KitsCascadeError):
@@ -129,14 +130,23 @@ class Runner:
                 ahead = self._read_next(waiting)
         self._wait_for_writing()
 
-    def _read_next(self, waiting: Iterator[InputCase]) -> tuple[InputCase, Background[tuple[LoadedCase, float]]] | None:
+    def _read_next(self, waiting: Iterator[InputCase]) -> tuple[InputCase, Background[_Read]] | None:
         case = next(waiting, None)
         if case is None:
             return None
+        reading = Background(lambda: self._read(case)) if self._may_be_read_early(case) else None
         _ = self.cascade
-        return case, Background(lambda: self._read(case))
+        return case, reading or Background(lambda: self._read(case))
 
-    def _read(self, case: InputCase) -> tuple[LoadedCase, float]:
+    def _may_be_read_early(self, case: InputCase) -> bool:
+        """While the networks are loaded.
+
+        A worker's death in this time would not count as a try of the case, and its successor would die of it as well:
+        so workers of a crew load the networks first, and so does whoever has a suspect.
+        """
+        return self.picker.first is None and not self.picker.is_suspect(case)
+
+    def _read(self, case: InputCase) -> _Read:
         start = time.perf_counter()
         target = result_path(case, self.out)
         if target.exists() and not self.overwrite and not self._known(case):
@@ -144,16 +154,17 @@ class Runner:
                 case.name, f"{target} is there already, and no run of this folder has made it; move it away"
             )
         loaded = load_case(case)
-        return loaded, time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        return loaded, ScanCheck.of(loaded), seconds
 
     def _known(self, case: InputCase) -> bool:
         """Whether a result file is ours: recorded, or of a run that was killed before it could record it."""
         return self.manifest.record(case.name) is not None or self.claims.taken_over(case.name)
 
-    def _work_on(self, case: InputCase, reading: list[Background[tuple[LoadedCase, float]]]) -> None:
+    def _work_on(self, case: InputCase, reading: list[Background[_Read]]) -> None:
         try:
-            loaded, seconds = reading.pop().result()
-            result = self.cascade.run(loaded, lambda stage: self.progress.stage(case.name, stage))
+            loaded, scan, seconds = reading.pop().result()
+            result = self.cascade.run(loaded, lambda stage: self.progress.stage(case.name, stage), scan)
             result.seconds["reading"] = seconds
             finished = FinishedCase.of(loaded, result)
             del loaded

@@ -21,10 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kits_cascade.evaluation.lesions import score_lesions
-from kits_cascade.evaluation.metrics import LabelPair
-from kits_cascade.evaluation.pairs import header_spacing
-from kits_cascade.inference.certainty import calibrated, fit_calibration
+from kits_cascade.cli.app import app
 from kits_cascade.inference.measure import measure_lesions, volumes_ml
 from kits_cascade.inference.pipeline import CascadeResult
 from kits_cascade.inference.plausibility import check_input, check_labels, refusal
@@ -216,41 +213,10 @@ def verdicts(arguments):
         print(f"kidney Dice {what}: doubted {doubted} of {len(some)}; bar {bar}")
 
 
-def confident_lesions(arguments):
-    """Confidence of each predicted lesion, and whether it is right as the lesion tables count: case by case."""
-    records = json.loads((arguments.run / "run.json").read_text(encoding="utf-8"))["cases"]
-    for name, record in sorted(records.items()):
-        if record["status"] != "done" or not record["lesions"]:
-            continue
-        truth = read_labels(arguments.truth / name / "segmentation.nii.gz")
-        mine = read_labels(arguments.run / record["output"])
-        scores = score_lesions(LabelPair.cut(truth.array, mine.array, header_spacing(mine)))
-        right = defaultdict(list)
-        for score in scores:
-            if score.source == "prediction":
-                right[score.kind].append(score.verdict == "correct")
-        # Both list the lesions of a kind by falling volume.
-        yield [(row["confidence"], right[row["kind"]][row["number"] - 1]) for row in record["lesions"]]
-
-
 def reliability(arguments):
     """The mean certainty of lesions against how often they are right; the curve is fitted on the other half."""
-    cases = list(confident_lesions(arguments))
-    halves = [[row for case in cases[part::2] for row in case if row[0] is not None] for part in (0, 1)]
-    curves = [fit_calibration(*zip(*half, strict=True)) for half in halves]
-    rows = [(calibrated(raw, curves[1 - part]), raw, right) for part in (0, 1) for raw, right in halves[part]]
-    for column, what in ((1, "mean certainty"), (0, "calibrated, fitted on the other half of the cases")):
-        print(f"\n| {what} | lesions | mean | right |\n|---|---|---|---|")
-        error = 0.0
-        for low in np.arange(0, 1, 0.1):
-            some = [row for row in rows if low <= row[column] < low + 0.1 or (row[column] == 1 and low > 0.85)]
-            if some:
-                mean, right = np.mean([row[column] for row in some]), np.mean([row[2] for row in some])
-                error += len(some) / len(rows) * abs(mean - right)
-                print(f"| {low:.1f} to {low + 0.1:.1f} | {len(some)} | {mean:.3f} | {right:.3f} |")
-        print(f"expected calibration error {error:.3f}")
-    slope, offset = fit_calibration(*zip(*(row for half in halves for row in half), strict=True))
-    print(f"curve of all {len(rows)} lesions of {len(cases)} cases: ({slope:.4f}, {offset:.4f})")
+    command = ["models", "calibrate", str(arguments.run), "-g", str(arguments.truth), "--dry-run"]
+    app(command, standalone_mode=False)
 
 
 def main():

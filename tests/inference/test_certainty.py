@@ -7,7 +7,11 @@ import pytest
 
 from kits_cascade import Cascade
 from kits_cascade.inference.certainty import (
+    FOLDS,
+    MIRRORS,
+    Agreement,
     Certainty,
+    agreement_dice,
     calibrated,
     certainty_map,
     entropy,
@@ -56,9 +60,12 @@ def test_a_lesion_has_the_mean_of_its_voxels():
     sure[2, 2:6, 2:6] = 153
     image = np.zeros(labels.shape, np.int16)
     (row,) = measure_lesions(labels, image, (2.0, 1.0, 1.0), np.diag([1, 1, 2, 1]), sure=sure)
-    assert row.confidence == pytest.approx(0.8, abs=0.001)
+    assert row.certainty == pytest.approx(0.8, abs=0.001)
+    assert row.confidence is None  # nobody has measured what that is worth
+    (row,) = measure_lesions(labels, image, (2.0, 1.0, 1.0), np.diag([1, 1, 2, 1]), sure=sure, curve=(1.0, -1.0))
+    assert row.confidence == pytest.approx(calibrated(0.8, (1.0, -1.0)), abs=0.001) and row.confidence < 0.7
     (row,) = measure_lesions(labels, image, (2.0, 1.0, 1.0), np.diag([1, 1, 2, 1]))
-    assert row.confidence is None
+    assert row.certainty is row.confidence is None
 
 
 def test_the_curve_finds_what_a_certainty_is_worth_and_keeps_the_order():
@@ -70,6 +77,25 @@ def test_the_curve_finds_what_a_certainty_is_worth_and_keeps_the_order():
     assert values == sorted(values)
     assert values == pytest.approx([0.6**4, 0.8**4, 0.95**4], abs=0.06)
     assert fit_calibration([0.9, 0.6], [False, True])[0] >= 0  # never upside down
+
+
+class Divided(Oracle):
+    """An oracle of several minds about its kidneys, and of one about the masses."""
+
+    def region(self, image, spacing, box):
+        region = super().region(image, spacing, box)
+        region.agreements = [Agreement("kidney", FOLDS, 30, 100), Agreement("masses", MIRRORS, 45, 100)]
+        return region
+
+
+def test_answers_that_differ_are_doubted():
+    prediction = Cascade(predictors=Divided())(HU[two_kidneys()], spacing=(4.0, 2.0, 2.0))
+    (finding,) = [finding for finding in prediction.findings if finding.check.startswith("networks: ")]
+    assert finding.check == "networks: answers differ" and finding.severity == "doubt"
+    assert "the folds agree on the kidneys by a Dice of 0.60 only" in finding.text
+    agreed = prediction.result.agreements
+    assert agreement_dice(agreed, "masses", MIRRORS) == pytest.approx(0.9)
+    assert agreement_dice(agreed, "kidney", MIRRORS) is None
 
 
 class Unsure(Oracle):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import nn
 
 from kits_cascade.errors import EnvironmentNotReadyError, MissingExtraError, UsageError
@@ -320,24 +319,22 @@ def test_a_prediction_says_what_it_computed_with(tmp_path, monkeypatch, caplog):
 
 @needs_openvino
 @pytest.mark.parametrize("mirror", [False, True])
-def test_tiles_are_summed_up_as_nnunet_does(tmp_path, mirror):
+def test_being_a_tile_ahead_changes_nothing(tmp_path, mirror):
     tiles = TileOptions(0.5, mirror=mirror, skip_beyond_mm=None)
     model = resolve_models(write_models(tmp_path)).kidney
-    stage = StageNetwork(model, Computing(OPENVINO, FP32, CPU), tiles)
-    predictor = stage.predictor
+    window = StageNetwork(model, Computing(OPENVINO, FP32, CPU), tiles).predictor
     data = torch.randn((1, 40, 32, 70), generator=torch.Generator().manual_seed(0))
-    ours = predictor.predict_logits_from_preprocessed_data(data)
-    theirs = nnUNetPredictor._internal_predict_sliding_window_return_logits
-    predictor._while_the_next_tile_is_predicted = lambda *given: theirs(predictor, *given, False)
-    torch.testing.assert_close(ours, predictor.predict_logits_from_preprocessed_data(data), atol=0, rtol=0)
+    assert window.ahead
+    ahead = window.logits(data)
+    window.ahead = False
+    torch.testing.assert_close(ahead, window.logits(data), atol=0, rtol=0)
 
     def broken(_):
         raise RuntimeError("no tile today")
 
-    del predictor._while_the_next_tile_is_predicted
-    predictor.network.forward = broken
+    window.ahead, window.network.forward = True, broken
     with pytest.raises(RuntimeError, match="no tile today"):
-        predictor.predict_logits_from_preprocessed_data(data)
+        window.logits(data)
 
 
 def test_predictors_by_a_device_s_name_compute_as_nnunet(tmp_path):

@@ -185,7 +185,7 @@ def test_folds_are_averaged_and_shared_ct_is_resampled_once(tmp_path, monkeypatc
     write_models(tmp_path, folds=(0, 1))
     image, _ = one_kidney()
     networks = NnunetPredictors(resolve_models(tmp_path), "cpu")
-    assert len(networks.kidney_stage.predictor.list_of_parameters) == 2
+    assert len(networks.kidney_stage.predictor.folds) == 2
     calls = []
     prepare = type(networks.kidney_stage)._prepare_channel
     monkeypatch.setattr(

@@ -39,7 +39,7 @@ def case(tmp_path):
         Finding("lesions", "doubt", "a <dense> cyst", where, "cyst 1").to_json(),
         Finding("view", "note", "short scan").to_json(),
     ]
-    sure = [{"kind": "tumor", "number": 1, "confidence": 0.93}, {"kind": "cyst", "number": 1, "confidence": 0.61}]
+    sure = [{"kind": "tumor", "number": 1, "certainty": 0.93}, {"kind": "cyst", "number": 1, "certainty": 0.61}]
     record = {"status": "done", "input": str(source), "warnings": ["<b>odd</b>"], "verdict": "doubtful"}
     record |= {"findings": findings, "lesions": sure, "result": sha256(tmp_path / "out" / "a & b.nii.gz")}
     write_json(tmp_path / "out" / "run.json", {"cases": {"a & b": record}})
@@ -109,7 +109,7 @@ def test_the_page_is_whole_and_self_contained(case):
     assert "Tumor 1" in own and "Cyst 1" in own and "Redistributions" in own
     assert own.count('class="mesh"') == 3
     assert 'class="verdict doubtful"' in own and "a &lt;dense&gt; cyst" in own and own.count("data-spot=") == 1
-    assert "confidence 0.93" in own and own.count('class="sure soft unsure"') == 1
+    assert "certainty 0.93" in own and own.count('class="sure soft unsure"') == 1
     assert not re.search(r"""(src|href)=["']?(https?:)?//|@import|url\(""", own)
     assert '<a class="view" href="view/a%20%26%20b.html">' in build_report(case.parent).page.read_text(encoding="utf-8")
 
@@ -121,7 +121,7 @@ def test_what_was_said_of_other_labels_is_not_shown(case):
     write(case.parent / "a & b.nii.gz", labels)
     page = view_cases(case)[0].write().read_text(encoding="utf-8").replace(niivue.niivue_script(), "")
     assert "labels have been changed" in page
-    assert 'class="verdict' not in page and "confidence 0" not in page
+    assert 'class="verdict' not in page and "certainty 0" not in page
 
 
 def test_the_report_tells_how_sure_the_networks_are(case):

@@ -1,1 +1,1 @@
-"""The one adapter to nnU-Net's predictor."""
+"""The one adapter to nnU-Net's way of predicting."""

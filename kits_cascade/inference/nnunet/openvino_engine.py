@@ -76,6 +76,11 @@ class OpenVinoNetwork(nn.Module):
         """Choose a fold, by its number."""
         self._fold = int(state_dict)
 
+    def release(self) -> None:
+        """Give back the memory that tiles are computed in, until the next tile: other networks need as much."""
+        for fold in self._folds:
+            fold.release_memory()
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """The answer, in single precision."""
         return torch.from_numpy(self._folds[self._fold](image.contiguous().numpy())[0])

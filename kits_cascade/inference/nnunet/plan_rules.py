@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 import numpy as np
+from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.preprocessing.normalization import default_normalization_schemes as schemes
-from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
 
 from kits_cascade.errors import ModelError
 from kits_cascade.inference.nnunet.resample import Method
@@ -43,17 +43,27 @@ def box_of_nonzero(channels: Sequence[Array]) -> Box:
     whole = Box.full(channels[0].shape)
     box: Box | None = None
     for channel in channels:
-        if all(channel.take(index, axis).any() for axis in range(3) for index in (0, -1)):
+        # Views: numpy's take() would copy the whole of a turned array for each face.
+        if all(np.moveaxis(channel, axis, 0)[index].any() for axis in range(3) for index in (0, -1)):
             return whole  # reaches all faces: nothing to crop
         found = Box.around(channel)
         box = found if box is None else box.union(found) if found is not None else box
     return box or whole
 
 
+def separate_axis(force: bool | None, spacing: Sequence[float], target: Sequence[float]) -> int | None:
+    """The axis that nnU-Net resamples apart from the other two: the coarse one of an anisotropic grid, where it is one.
+
+    As its ``determine_do_sep_z_and_axis``, whose module loads pandas and scikit-image.
+    """
+    grids = [grid for grid in (spacing, target) if force or (force is None and max(grid) / min(grid) > ANISO_THRESHOLD)]
+    coarse = [axis for axis, size in enumerate(grids[0]) if max(grids[0]) / size == 1] if grids else []
+    return coarse[0] if len(coarse) == 1 else None
+
+
 def plan_method(name: str, options: dict[str, Any], spacing: Sequence[float], target: Sequence[float]) -> Method | None:
     """What a plan's resampling function does between two spacings; None for functions that are not known here."""
-    separate, axis = determine_do_sep_z_and_axis(options.get("force_separate_z"), spacing, target)
-    at = int(axis) if separate else None
+    at = separate_axis(options.get("force_separate_z"), spacing, target)
     if name == "resample_data_or_seg_to_shape":
         return Method(int(options.get("order", 3)), at, int(options.get("order_z", 0)))
     known = (

@@ -1,8 +1,8 @@
-"""The only place that knows nnU-Net's predictor: its networks, sliding window and preprocessing, in our process.
+"""The only place that knows how nnU-Net predicts: its networks, sliding window and preprocessing, in our process.
 
 What nnU-Net does file by file with worker pools is done here on arrays, with the same arithmetic: normalisation by the
 plan's own classes, resampling by the plan's method (:mod:`kits_cascade.inference.nnunet.resample`), tiles, folds and
-mirroring by nnU-Net's predictor.
+mirroring as its predictor has them (:mod:`kits_cascade.inference.nnunet.sliding_window`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from kits_cascade.inference.certainty import Certainty
+from kits_cascade.inference.certainty import Agreement, Certainty
 from kits_cascade.inference.nnunet.engine_networks import describe_computing
 from kits_cascade.inference.nnunet.engines import Computing, as_nnunet
 from kits_cascade.inference.nnunet.stage import Prepared, StageNetwork
@@ -41,6 +41,7 @@ class Roi:
         self._answer: Array = np.zeros(0, dtype=np.uint8)
         self.probabilities: dict[str, Array] = {}
         self.certainty: list[Certainty] = []
+        self.agreements: list[Agreement] = []
 
     def kidney(self, near: Array | None) -> Array:
         """Kidneys with their masses, at the region's voxels."""
@@ -68,9 +69,11 @@ class Roi:
         prepared = stage.prepare(channels, self._spacing, self._cache)
         with self._networks.timed("network"):
             logits = stage.logits(prepared, near, self._networks.on_tile)
+        alone = self._networks.fine_names is not None
+        self.agreements.extend(replace(one, stage="kidney") if alone else one for one in stage.agreements)
         told = stage.certainty(logits, prepared)
         # A single fine network is as sure of the masses as of the kidney around them.
-        for name in (told.stage,) if self._networks.fine_names is None else ("kidney", "masses"):
+        for name in ("kidney", "masses") if alone else (told.stage,):
             self.certainty.append(replace(told, stage=name))
         back = stage.resampled_logits(logits, prepared)
         if self._networks.keep_probabilities:

@@ -12,11 +12,12 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from kits_cascade.files import read_json
-from kits_cascade.inference.certainty import Certainty
+from kits_cascade.inference.certainty import Agreement, Certainty
 from kits_cascade.inference.nnunet.engines import Computing
 from kits_cascade.inference.nnunet.plan_rules import BY_VOXEL, box_of_nonzero, normalizer, plan_method, unchanged
 from kits_cascade.inference.nnunet.resample import new_shape, resample
-from kits_cascade.inference.nnunet.tiles import Predictor, TileOptions, load_predictor
+from kits_cascade.inference.nnunet.sliding_window import SlidingWindow
+from kits_cascade.inference.nnunet.tiles import TileOptions, load_predictor
 from kits_cascade.inference.roi import FineGrid
 from kits_cascade.models.network import StageModel
 from kits_cascade.volumes.geometry import Box
@@ -45,11 +46,13 @@ class StageNetwork:
     tiles: TileOptions
     plans: PlansManager = field(init=False)
     dataset: dict[str, Any] = field(init=False)
-    predictor: Predictor = field(init=False)
+    labels_of_plan: Any = field(init=False)  # nnU-Net's label manager
+    predictor: SlidingWindow = field(init=False)
 
     def __post_init__(self) -> None:
         self.plans = PlansManager(read_json(self.model.folder / "plans.json"))
         self.dataset = read_json(self.model.folder / "dataset.json")
+        self.labels_of_plan = self.plans.get_label_manager(self.dataset)
         self.predictor = load_predictor(self.model, self.plans, self.dataset, self.computing, self.tiles)
 
     @cached_property
@@ -122,14 +125,17 @@ class StageNetwork:
 
     def logits(self, prepared: Prepared, near: Array | None, on_tile: Callable[[], None] | None = None) -> torch.Tensor:
         """The networks' answer on their own grid; ``near`` (of the region) says where it can matter."""
-        predictor, shape = self.predictor, tuple(prepared.data.shape[1:])
-        predictor.before_padding = shape
-        predictor.on_tile = on_tile
-        predictor.wanted = self._wanted(prepared, near)
-        logits = predictor.predict_logits_from_preprocessed_data(prepared.data)
-        if predictor.wanted is not None:
-            _fill_gaps(logits, predictor.label_manager.has_regions)
-        return cast("torch.Tensor", logits)
+        wanted = self._wanted(prepared, near)
+        logits = self.predictor.logits(prepared.data, wanted, on_tile)
+        if wanted is not None:
+            _fill_gaps(logits, self.labels_of_plan.has_regions)
+        return logits
+
+    @property
+    def agreements(self) -> list[Agreement]:
+        """Among the folds, and among the mirrored tiles, of the last image."""
+        votes = self.predictor.votes.items()
+        return [Agreement(self.model.key, among, v.both, v.total) for among, v in votes if v.total]
 
     def _wanted(self, prepared: Prepared, near: Array | None) -> Callable[[Box], bool] | None:
         if near is None or self.tiles.skip_beyond_mm is None:
@@ -163,13 +169,13 @@ class StageNetwork:
 
     def labels(self, logits: torch.Tensor, prepared: Prepared | None = None) -> Array:
         """nnU-Net's label map from logits; with ``prepared`` put back into the region's axes and shape."""
-        labels = np.asarray(_label_map(logits, self.predictor.label_manager))
+        labels = np.asarray(_label_map(logits, self.labels_of_plan))
         return labels if prepared is None else self._back(labels, prepared, 0)
 
     def probabilities(self, logits: torch.Tensor, prepared: Prepared) -> Array:
         """Class or region probabilities in the region's axes and shape (outside of what was predicted: background)."""
-        values = self.predictor.label_manager.apply_inference_nonlin(logits).numpy()
-        fill = [0.0] * len(values) if self.predictor.label_manager.has_regions else [1.0] + [0.0] * (len(values) - 1)
+        values = self.labels_of_plan.apply_inference_nonlin(logits).numpy()
+        fill = [0.0] * len(values) if self.labels_of_plan.has_regions else [1.0] + [0.0] * (len(values) - 1)
         return np.stack([self._back(v, prepared, f) for v, f in zip(values, fill, strict=True)])
 
     @torch.inference_mode()
@@ -177,7 +183,7 @@ class StageNetwork:
         """How sure the network is of its decisions, at every second voxel of its own grid."""
         backward = self.plans.transpose_backward
         thin = logits[:, ::2, ::2, ::2].float()
-        if self.predictor.label_manager.has_regions:
+        if self.labels_of_plan.has_regions:
             sure = torch.sigmoid(thin.abs().amin(dim=0))
         else:
             sure = thin.softmax(dim=0).amax(dim=0)

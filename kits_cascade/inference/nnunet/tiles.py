@@ -1,18 +1,14 @@
-"""Networks from trained models, in a predictor of nnU-Net that leaves out the tiles that cannot matter."""
+"""Networks from trained models, built of allowed parts, in an engine and in nnU-Net's sliding window."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -20,12 +16,12 @@ from kits_cascade.errors import ModelError
 from kits_cascade.inference.nnunet.engine_networks import Built, build_engine
 from kits_cascade.inference.nnunet.engines import Computing
 from kits_cascade.inference.nnunet.openvino_engine import OpenVinoNetwork
+from kits_cascade.inference.nnunet.sliding_window import SlidingWindow
 from kits_cascade.models.checkpoint import load_checkpoint
 from kits_cascade.models.network import StageModel
 from kits_cascade.training.architecture import build_network
 from kits_cascade.training.prior import with_binary_prior
 from kits_cascade.training.trainer_options import TrainerOptions
-from kits_cascade.volumes.geometry import Box
 
 log = logging.getLogger(__name__)
 
@@ -39,102 +35,31 @@ class TileOptions:
     skip_beyond_mm: float | None = 10.0  # leave out tiles further than this from what can matter
 
 
-class Predictor(nnUNetPredictor):  # type: ignore[misc]
-    """nnU-Net's predictor, which leaves out the tiles that cannot matter."""
-
-    wanted: Callable[[Box], bool] | None = None
-    before_padding: tuple[int, ...] = ()
-    on_tile: Callable[[], None] | None = None
-    fell_back: str = ""  # why the engine is not the one that was asked for
-
-    def _internal_get_sliding_window_slicers(self, image_size: tuple[int, ...]) -> list[tuple[Any, ...]]:
-        slicers: list[tuple[Any, ...]] = super()._internal_get_sliding_window_slicers(image_size)
-        if self.wanted is None or any(not isinstance(part, slice) for part in slicers[0]):
-            return slicers
-        # nnU-Net pads images smaller than a tile on both sides.
-        offset = [-((n - m) // 2) for n, m in zip(image_size, self.before_padding, strict=True)]
-        return [s for s in slicers if self.wanted(_tile_box(s[1:]).shifted(offset).clipped(self.before_padding))]
-
-    def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
-        if self.on_tile is not None:
-            self.on_tile()
-        return cast("torch.Tensor", super()._internal_maybe_mirror_and_predict(x))
-
-    def _internal_predict_sliding_window_return_logits(
-        self, data: torch.Tensor, slicers: list[tuple[Any, ...]], do_on_device: bool = True
-    ) -> torch.Tensor:
-        if not isinstance(self.network, OpenVinoNetwork):
-            return cast(
-                "torch.Tensor", super()._internal_predict_sliding_window_return_logits(data, slicers, do_on_device)
-            )
-        return self._while_the_next_tile_is_predicted(data, slicers)
-
-    @torch.inference_mode()
-    def _while_the_next_tile_is_predicted(self, data: torch.Tensor, slicers: list[tuple[Any, ...]]) -> torch.Tensor:
-        """nnU-Net's sum over tiles, in its order and precision. It takes one core, and a tenth of a fast engine's time.
-
-        PyTorch's engine gains nothing by it: in a thread of its own it has threads of its own, too many for the cores.
-        """
-        shape = data.shape[1:]
-        logits = torch.zeros((self.label_manager.num_segmentation_heads, *shape), dtype=torch.half)
-        weights = torch.zeros(shape, dtype=torch.half)
-        patch = tuple(self.configuration_manager.patch_size)
-        gaussian = compute_gaussian(patch, sigma_scale=1.0 / 8, value_scaling_factor=10, device=self.device)
-        for place, prediction in self._predictions(data, slicers):
-            logits[place] += prediction.mul_(gaussian)
-            weights[place[1:]] += gaussian
-        torch.div(logits, weights, out=logits)
-        if torch.isinf(logits).any():
-            raise ModelError("the network's answer is beyond what half precision holds; it cannot be averaged")
-        return logits
-
-    def _predictions(
-        self, data: torch.Tensor, slicers: list[tuple[Any, ...]]
-    ) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
-        """The tiles' places and answers; the next one is at work while one is looked at."""
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            waiting = None
-            for place in slicers:
-                tile = torch.clone(data[place][None], memory_format=torch.contiguous_format)
-                after = place, pool.submit(self._internal_maybe_mirror_and_predict, tile)
-                if waiting is not None:
-                    yield waiting[0], waiting[1].result()[0]
-                waiting = after
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()[0]
-
-
-def _tile_box(slicer: tuple[slice, ...]) -> Box:
-    first, second, third = slicer
-    return Box((first.start, second.start, third.start), (first.stop, second.stop, third.stop))
-
-
 def load_predictor(
     model: StageModel, plans: PlansManager, dataset: dict[str, Any], computing: Computing, tiles: TileOptions
-) -> Predictor:
-    """The networks of a model (its folds) in nnU-Net's predictor, without running any code from their files."""
+) -> SlidingWindow:
+    """The networks of a model (its folds) in the sliding window, without running any code from their files."""
     checkpoints = [load_checkpoint(path) for path in model.checkpoints]
-    with contextlib.redirect_stdout(io.StringIO()):  # its remark on devices is for others
-        predictor = Predictor(
-            tile_step_size=tiles.step,
-            use_mirroring=tiles.mirror,
-            perform_everything_on_device=computing.kind == "cuda",
-            device=torch.device(computing.device),
-            allow_tqdm=False,
-        )
-    weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
-    built = _built(model, plans, dataset, weights, computing)
-    predictor.fell_back = built.fell_back
-    predictor.manual_initialization(
+    built = _built(model, plans, dataset, [checkpoint["network_weights"] for checkpoint in checkpoints], computing)
+    axes = checkpoints[0].get("inference_allowed_mirroring_axes") if tiles.mirror else None
+    labels = plans.get_label_manager(dataset)
+    patch = tuple(int(n) for n in plans.get_configuration(model.configuration).patch_size)
+    if any(axis >= len(patch) for axis in axes or ()):
+        raise ModelError(f"{model.folder}: to be mirrored along axes {axes}, but a tile has only {len(patch)}")
+    window = SlidingWindow(
         built.network,
-        plans,
-        plans.get_configuration(model.configuration),
         built.folds,
-        dataset,
-        model.trainer,
-        checkpoints[0].get("inference_allowed_mirroring_axes"),
+        patch,
+        labels.num_segmentation_heads,
+        labels.has_regions,
+        tiles.step,
+        tuple(axes or ()),
+        torch.device(computing.device),
+        fell_back=built.fell_back,
     )
-    return predictor
+    if isinstance(built.network, OpenVinoNetwork):
+        window.ahead, window.release = True, built.network.release
+    return window
 
 
 def _built(
