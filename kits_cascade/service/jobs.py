@@ -159,9 +159,7 @@ class Jobs:
     def _extras(self, job: Job, record: CaseRecord, loaded: LoadedCase, labels: Array) -> dict[str, Path]:
         """The page, and SEG and SR of a DICOM series, where the packages for them are installed."""
         files = {}
-        judged = Judgement(
-            record.verdict, tuple(record.findings), certainty_of(record.lesions), tuple(record.warnings)
-        )
+        judged = Judgement(record.verdict, tuple(record.findings), certainty_of(record.lesions), tuple(record.warnings))
         with _without_extra(job, "3-D page"):
             shown = loaded.volume.with_array(labels)
             files["view"] = write_view(job.folder / _VIEW, "image", loaded.volume, shown, judged=judged)
