@@ -10,6 +10,8 @@ from kits_cascade.errors import MissingExtraError, ModelError, UsageError
 from kits_cascade.files import read_json, write_json
 from kits_cascade.inference.cascade import Cascade
 from kits_cascade.models import checkpoint
+from kits_cascade.models.bundle import export_models
+from kits_cascade.models.card import About
 from kits_cascade.models.choose import resolve_single
 from kits_cascade.recipes.train import train
 from kits_cascade.systems import SYSTEMS, System, find_system, single_stage
@@ -237,3 +239,5 @@ def test_a_system_is_trained_for_a_step_and_predicts(tmp_path, monkeypatch, name
     prediction = Cascade(model, device="cpu", accept_values=True)(image)
     assert prediction.labels.shape == prediction.loaded.volume.shape
     assert set(np.unique(prediction.labels)) <= {0, 1, 2, 3}
+    bundle = export_models(model, tmp_path / "networks.zip", about=About(system=name))
+    assert np.array_equal(Cascade(bundle, device="cpu", accept_values=True)(image).labels, prediction.labels)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from kits_cascade.cli.networks import choose_networks
 from kits_cascade.cli.options import (
     Checkpoint,
     Folds,
@@ -18,8 +19,6 @@ from kits_cascade.cli.options import (
     Preset,
     SourceId,
     SystemName,
-    parse_choices,
-    parse_folds,
     parse_ids,
 )
 from kits_cascade.cli.root import app
@@ -32,7 +31,7 @@ app.add_typer(models_app, name="models")
 def list_models(
     models: Models = None,
     checkpoint: Checkpoint = None,
-    ids: Ids = "221,222,223",
+    ids: Ids = None,
     nnunet_dir: NnunetDir = None,
 ) -> None:
     """List the trained networks of each stage, and say whether they make a whole cascade."""
@@ -64,7 +63,8 @@ def export(
     more_folds: MoreFolds = None,
     model: Model = None,
     checkpoint: Checkpoint = None,
-    ids: Ids = "221,222,223",
+    system: SystemName = "cascade",
+    ids: Ids = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "not stated",
     trained_on: Annotated[str, typer.Option(help="The training data, and their licence.")] = "not stated",
     card: Annotated[
@@ -77,12 +77,12 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     nnunet_dir: NnunetDir = None,
 ) -> None:
-    """Write the networks of one cascade into a zip: checkpoints without optimizer, plans, checksums."""
+    """Write the networks of one system into a zip: checkpoints without optimizer, plans, checksums."""
     from kits_cascade.errors import UsageError
     from kits_cascade.models.bundle import bundle_path, export_models
     from kits_cascade.models.card import About, write_card
-    from kits_cascade.models.choose import resolve_models
     from kits_cascade.nnunet_folders import open_folders
+    from kits_cascade.systems import find_system
 
     target = bundle_path(out)
     for path in (target, target.with_name("README.md")) if card else (target,):
@@ -90,15 +90,17 @@ def export(
             raise UsageError(f"{path} is there already; give --overwrite to replace it")
     if scores is not None and not card:
         raise UsageError("--scores go into the model card: give --card too")
-    found = resolve_models(
-        folds=parse_folds(folds, more_folds),
-        choose=parse_choices(model),
-        checkpoint=checkpoint,
-        dataset_ids=parse_ids(ids),
+    found = choose_networks(
+        find_system(system),
+        folds,
+        more_folds,
+        model,
+        checkpoint,
+        ids,
         results=open_folders(nnunet_dir, needed=("nnUNet_results",), make=False).results,
         shipped=False,
     )
-    about = About(licence=licence, trained_on=trained_on)
+    about = About(licence=licence, trained_on=trained_on, system=system)
     export_models(found, target, half=half, about=about)
     if card:
         typer.echo(str(write_card(target, about, found.summary(), scores)))

@@ -77,7 +77,10 @@ Folds = Annotated[
 ]
 MoreFolds = Annotated[list[str] | None, typer.Argument(hidden=True, help="More folds: -f 0 1 2.")]
 Checkpoint = Annotated[str | None, typer.Option(help="File name of the checkpoints; checkpoint_final.pth by default.")]
-Ids = Annotated[str, typer.Option(help="Dataset ids of the three stages.")]
+Ids = Annotated[
+    str | None,
+    typer.Option(help="Dataset ids of the three stages, 221,222,223; of another system's network one, 220."),
+]
 OnEmpty = Literal["empty", "full"]
 
 
@@ -133,10 +136,18 @@ def parse_triple(text: str, option: str) -> tuple[int, int, int]:
     return first, second, third
 
 
-def parse_ids(text: str) -> dict[str, int]:
+def parse_ids(text: str | None, stages: tuple[Stage, ...] = STAGES) -> dict[str, int]:
     """Dataset ids by stage."""
+    from kits_cascade.errors import UsageError
+
+    if text is None:
+        return {stage.key: stage.dataset_id for stage in stages}
+    if len(stages) == 1:
+        if not text.strip().isdigit():
+            raise UsageError(f"--ids {text}: give the number of the source dataset")
+        return {stages[0].key: int(text)}
     numbers = parse_triple(text, "--ids")
-    return {stage.key: number for stage, number in zip(STAGES, numbers, strict=True)}
+    return {stage.key: number for stage, number in zip(stages, numbers, strict=True)}
 
 
 def split_list(text: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kits_cascade.cli.networks import choose_networks
 from kits_cascade.cli.options import (
     Checkpoint,
     Dask,
@@ -30,9 +31,6 @@ from kits_cascade.cli.options import (
     Quiet,
     SystemName,
     Workers,
-    parse_choices,
-    parse_folds,
-    parse_ids,
 )
 from kits_cascade.cli.root import app
 
@@ -59,7 +57,7 @@ def predict(
     more_folds: MoreFolds = None,
     model: Model = None,
     checkpoint: Checkpoint = None,
-    ids: Ids = "221,222,223",
+    ids: Ids = None,
     device: Device = "auto",
     engine: Engine = None,
     precision: Precision = None,
@@ -126,8 +124,6 @@ def predict(
     Exit code 0: all well (others may still be at work: it says so, and --wait waits); 1: some cases failed (with
     --strict: or are not plausible); 2: nothing could be done.
     """
-    from kits_cascade.data.presets import planned_name
-    from kits_cascade.models.choose import resolve_models, resolve_single
     from kits_cascade.nnunet_folders import open_folders
     from kits_cascade.processor import threads_here
     from kits_cascade.runs.dicom_results import parse_kinds
@@ -150,23 +146,7 @@ def predict(
     )
     found = find_inputs(source)
     cases = part_of(found, part)
-    row, wanted = find_system(system), parse_folds(folds, more_folds)
-    if row.is_single:
-        chosen: AnyModels = resolve_single(
-            row.stages[0],
-            folds=wanted,
-            pattern=parse_choices(model, row.stages).get(row.stages[0].key) or planned_name(row),
-            checkpoint=checkpoint,
-        )
-    else:
-        chosen = resolve_models(
-            models,
-            folds=wanted,
-            choose=parse_choices(model),
-            checkpoint=checkpoint,
-            dataset_ids=parse_ids(ids),
-            fine=fine,
-        )
+    chosen = choose_networks(find_system(system), folds, more_folds, model, checkpoint, ids, source=models, fine=fine)
     if chosen.notice and not quiet:
         typer.echo(chosen.notice)
     with (

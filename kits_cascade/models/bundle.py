@@ -27,6 +27,8 @@ from kits_cascade.models.network import (
     MANIFEST,
     CascadeModels,
     Fold,
+    Models,
+    SingleModel,
     StageModel,
     group_masses,
     read_network,
@@ -42,7 +44,7 @@ from kits_cascade.models.unpack import (
     read_zip_manifest,
     unpack_bundle,
 )
-from kits_cascade.stages import STAGES
+from kits_cascade.stages import SOURCE_STAGE, STAGES
 from kits_cascade.version import __version__
 
 _CALIBRATION: Final = "calibration"  # its entry in the manifest
@@ -54,7 +56,7 @@ def bundle_path(out: Path) -> Path:
     return out if out.suffix == ".zip" else out.with_name(out.name + ".zip")
 
 
-def export_models(models: CascadeModels, out: Path, *, half: bool = False, about: About | None = None) -> Path:
+def export_models(models: Models, out: Path, *, half: bool = False, about: About | None = None) -> Path:
     """Write a bundle (see :func:`bundle_path` for its name); ``half``: weights in half precision, half the size."""
     for model in models.all:
         check_plans(model.folder / "plans.json")  # what an import would refuse is better refused here
@@ -240,10 +242,10 @@ def writing(where: Path, remedy: str) -> Iterator[None]:
         raise ModelError(f"{where}: cannot be written ({error.strerror or error}); {remedy}") from error
 
 
-def read_bundled_networks(folder: Path, folds: Sequence[Fold] | None) -> CascadeModels:
+def read_bundled_networks(folder: Path, folds: Sequence[Fold] | None) -> Models:
     """The networks of an unpacked bundle: its manifest says which one serves which stage."""
     content = read_bundle_manifest(folder)
-    found: dict[str, list[StageModel]] = {stage.key: [] for stage in STAGES}
+    found: dict[str, list[StageModel]] = {stage.key: [] for stage in (*STAGES, SOURCE_STAGE)}
     for entry in content["stages"]:
         model = read_network(folder / entry["folder"], entry["stage"], entry["checkpoint"])
         if model is None or entry["stage"] not in found:
@@ -252,9 +254,11 @@ def read_bundled_networks(folder: Path, folds: Sequence[Fold] | None) -> Cascade
             listed = " ".join(map(str, entry["folds"]))
             raise ModelError(f"{folder}: the {entry['stage']} stage of this bundle has the folds {listed} only")
         found[entry["stage"]].append(with_folds(replace(model, folds=tuple(entry["folds"])), folds))
-    masses = group_masses(found["masses"])
-    if len(found["coarse"]) != 1 or len(found["kidney"]) != 1 or len(masses) != 1:
-        raise ModelError(f"{folder}: this bundle does not hold one whole cascade; export it again")
     checksums = {folder / name: str(entry["sha256"]) for name, entry in content["files"].items()}
+    if len(content["stages"]) == len(found[SOURCE_STAGE.key]) == 1:
+        return SingleModel(found[SOURCE_STAGE.key][0], checksums, system=About.from_manifest(content).system)
+    masses = group_masses(found["masses"])
+    if found[SOURCE_STAGE.key] or len(found["coarse"]) != 1 or len(found["kidney"]) != 1 or len(masses) != 1:
+        raise ModelError(f"{folder}: this bundle does not hold one whole system; export it again")
     calibration = Calibration.from_json(content.get(_CALIBRATION), folder / MANIFEST)
     return CascadeModels(found["coarse"][0], found["kidney"][0], masses[0], checksums, calibration=calibration)

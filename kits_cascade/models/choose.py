@@ -18,6 +18,7 @@ from kits_cascade.models.network import (
     TUMOR,
     CascadeModels,
     Fold,
+    Models,
     SingleModel,
     StageModel,
     describe_network,
@@ -39,8 +40,8 @@ def resolve_models(
     results: Path | None = None,
     shipped: bool = True,
     fine: Path | None = None,
-) -> CascadeModels:
-    """Find the networks.
+) -> Models:
+    """Find the networks: those of the cascade, or of the system whose bundle ``source`` is.
 
     ``source`` is a folder or zip made by ``kits-cascade models export``, or a folder laid out as nnUNet_results;
     without it, nnU-Net's results folder is searched (``results``, else the variable); where nothing is trained there
@@ -74,8 +75,12 @@ def _calibration(masses: Sequence[StageModel]) -> Calibration | None:
     return read_calibration(masses[-1].folder) if masses else None
 
 
-def _with_fine(models: CascadeModels, fine: Path | None, folds: Sequence[Fold] | None) -> CascadeModels:
-    return models if fine is None else replace(models, kidney=read_fine(fine, folds), masses=(), calibration=None)
+def _with_fine(models: Models, fine: Path | None, folds: Sequence[Fold] | None) -> Models:
+    if fine is None:
+        return models
+    if isinstance(models, SingleModel):
+        raise UsageError(f"a fine network comes after the cascade's coarse one, and this bundle holds {models.system}")
+    return replace(models, kidney=read_fine(fine, folds), masses=(), calibration=None)
 
 
 SHIPPED: Final = Path(__file__).parent / "shipped" / "networks.zip"
@@ -85,7 +90,7 @@ NOTICE: Final = (
 )
 
 
-def read_shipped(folds: Sequence[Fold] | None = None) -> CascadeModels:
+def read_shipped(folds: Sequence[Fold] | None = None) -> Models:
     """The networks that come with the package."""
     opened = open_bundle(SHIPPED)
     if opened is None:
@@ -108,9 +113,18 @@ def resolve_single(
     pattern: str | None = None,
     checkpoint: str | None = None,
     results: Path | None = None,
+    source: Path | None = None,
+    system: str = "",
 ) -> SingleModel:
-    """The trained network of a system with one stage, in nnU-Net's results folder."""
-    root = results or _results_folder()
+    """The trained network of a system with one stage: as in :func:`resolve_models`, but none comes with the package."""
+    opened = open_bundle(source) if source is not None else None
+    if opened is not None:
+        found = read_bundled_networks(opened, folds)
+        if not isinstance(found, SingleModel) or (system and found.system not in ("", system)):
+            held = found.system if isinstance(found, SingleModel) else "cascade"
+            raise UsageError(f"{source} is a bundle of the system {held}, not of {system or 'one network'}")
+        return found
+    root = source or results or _results_folder()
     pattern = pattern or f"*__{stage.configuration}"
     return SingleModel(_stage_models(root, stage, stage.dataset_id, folds, pattern, checkpoint)[0])
 

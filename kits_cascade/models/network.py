@@ -88,6 +88,7 @@ class SingleModel:
     model: StageModel
     checksums: Mapping[Path, str] = field(default_factory=dict)
     notice: str = ""
+    system: str = ""  # whose it is, where its bundle says so
 
     @property
     def all(self) -> tuple[StageModel, ...]:
