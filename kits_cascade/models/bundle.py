@@ -83,11 +83,16 @@ def export_models(models: Models, out: Path, *, half: bool = False, about: About
             "made_by": f"kits-cascade {__version__}",
             **(about or About()).to_json(),
             "stages": [_stage_entry(model) for model in models.all],
-            **({_CALIBRATION: models.calibration.to_json()} if models.calibration else {}),
+            **_calibration_entry(models),
             "files": entries,
         }
         archive.writestr(zipfile.ZipInfo(MANIFEST, _DATE), json.dumps(content, indent=2))
     return out
+
+
+def _calibration_entry(models: Models) -> dict[str, Any]:
+    calibration = models.calibration if isinstance(models, CascadeModels) else None
+    return {} if calibration is None else {_CALIBRATION: calibration.to_json()}
 
 
 def _stage_entry(model: StageModel) -> dict[str, Any]:
@@ -147,8 +152,10 @@ def _keep_calibration(content: dict[str, Any], target: Path, bundle: Path) -> No
         write_calibration(target / masses[-1], calibration)
 
 
-def store_calibration(models: CascadeModels, source: Path | None, calibration: Calibration) -> Path:
+def store_calibration(models: Models, source: Path | None, calibration: Calibration) -> Path:
     """Keep a calibration with the networks that were given as ``source``; the file that was written."""
+    if isinstance(models, SingleModel):
+        raise ModelError("a calibration belongs to a cascade, and these are the networks of another system")
     if source is not None and source.is_file():
         return _calibrate_zip(source, calibration)
     if source is not None and (source / MANIFEST).is_file():

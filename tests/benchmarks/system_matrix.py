@@ -62,10 +62,11 @@ def small(system, work, epochs=EPOCHS):
 
 def run(*argv):
     """A command, in this process: starting each anew would import PyTorch some fifteen times a system."""
-    call([str(part) for part in argv])
+    call(list(map(str, argv)))
 
 
 def call(argv, environment=None):
+    argv = list(argv)  # processes that are started set its first entry
     os.environ |= environment or {}
     said = io.StringIO()
     try:

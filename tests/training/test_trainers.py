@@ -356,6 +356,17 @@ def test_tensorboard_on_request(regions):
     assert list((Path(made.output_folder) / "tensorboard").glob("events.*"))
 
 
+@pytest.mark.slow
+def test_weights_and_biases_offline(regions, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="the extra logging is not installed")
+    monkeypatch.setenv("nnUNet_wandb_mode", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    made = trained(make(regions, loggers=["wandb"]))
+    wandb.finish()
+    (kept,) = (Path(made.output_folder) / "wandb").glob("offline-run-*/run-*.wandb")
+    assert kept.stat().st_size > 0, "to be sent later with wandb sync"
+
+
 def test_a_logger_that_is_not_installed(regions, monkeypatch):
     monkeypatch.setattr(base, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"wandb.*kits-cascade\[logging\]"):
