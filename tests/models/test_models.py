@@ -537,7 +537,7 @@ MANIFESTS = {
     "wrong checksum": (_set(["files", f"{FOLDER}/plans.json", "sha256"], "0" * 64), "damaged"),
     "folder outside": (_set(["stages", 0, "folder"], "../../etc"), "lacks"),
     "fold outside": (_set(["stages", 0, "folds"], ["../../.."]), "lacks"),
-    "two stages only": (lambda content: content["stages"].pop(), "whole cascade"),
+    "two stages only": (lambda content: content["stages"].pop(), "whole system"),
 }
 
 
