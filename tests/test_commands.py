@@ -58,7 +58,7 @@ def test_missing_folder_variables_are_named(name, tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("nnUNet_")}
     arguments = [str(tmp_path)] if name == "convert" else []
     command = [sys.executable, "-m", "kits_cascade", name, *arguments]
-    out = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False, timeout=120, env=env)
+    out = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False, timeout=600, env=env)
     assert out.returncode == 2
     assert "nnUNet_" in out.stderr
     assert "--nnunet-dir" in out.stderr
