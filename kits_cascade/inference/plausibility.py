@@ -94,6 +94,8 @@ RESULT_CHECKS: Final[tuple[Check[ResultFacts], ...]] = (
           kidneys.find_bone),
     Check("kidneys: edge", "doubt", "at only {share:.0%} of a kidney's surface does the scan change; usual are 80 % "
           "and more", kidneys.find_edge),
+    Check("kidneys: air", "doubt", "{share:.0%} of a kidney's surface touches air, as of the lung or outside of the "
+          "body; at most {limit:.0%} may", kidneys.find_air),
     Check("kidneys: flat end", "doubt", "a kidney ends flat, as if sawn off at {share:.0%} of its full section",
           kidneys.find_flat),
     Check("kidneys: cut", "note", "the border of the scan cuts a kidney", kidneys.find_cut),

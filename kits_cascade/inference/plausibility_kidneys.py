@@ -24,6 +24,8 @@ _FAT: Final = 0.18
 _BONE: Final = 0.22
 # At most of its surface a kidney borders on fat; on liver and muscle the step is small without contrast medium.
 _EDGE: Final = 0.45
+# Between kidney and lung there are fat and the diaphragm, and before it bowel, whose gas touches a little at most.
+_AIR: Final = 0.2
 _FLAT: Final = 0.62  # 0.41 is the most in 56 masks of KiTS23, 0.3 what nearly all stay below
 _MOST: Final = 2
 _PIECES: Final = 8
@@ -133,6 +135,13 @@ def find_edge(facts: ResultFacts) -> Iterable[Hit]:
     for kidney in facts.kidneys:
         if kidney.edge < _EDGE:
             yield Hit({"share": kidney.edge, "limit": _EDGE}, kidney.centre)
+
+
+def find_air(facts: ResultFacts) -> Iterable[Hit]:
+    """A kidney in the lung, or at the skin."""
+    for kidney in facts.kidneys:
+        if kidney.air > _AIR:
+            yield Hit({"share": kidney.air, "limit": _AIR}, kidney.centre)
 
 
 def find_flat(facts: ResultFacts) -> Iterable[Hit]:

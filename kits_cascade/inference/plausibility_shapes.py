@@ -20,6 +20,8 @@ _PIECE_ML: Final = 12.0  # what is smaller is a piece and no kidney
 _AROUND_MM: Final = 10.0
 _EDGE_MM: Final = 2.5  # how far to either side of a surface one looks
 _EDGE_HU: Final = 25.0  # a step of this much is seen through the noise of a mean over that distance
+_SOFT_HU: Final = (-200, 400)
+_AIR_HU: Final = -160.0  # of values cut to the soft ones: most of what is near is air
 _FAT_HU: Final = -25.0
 _BONE_HU: Final = 300.0  # far above what contrast medium makes of a kidney; a pelvis full of it is not labelled kidney
 _LEAST_VOXELS: Final = 30
@@ -38,6 +40,7 @@ class KidneyFacts:
     fat: float  # share of what is labelled kidney that is fat or air
     bone: float  # and that is as dense as bone
     edge: float  # share of the surface at which the image changes
+    air: float  # share of the surface beyond which there is lung, or the outside of the body
     flat: float  # the largest flat end, as a share of the largest section across the same axis
     flat_at: tuple[int, int, int]  # canonical voxel
     cut: bool  # by the border of the scan
@@ -110,6 +113,7 @@ def _kidney(close: _Close, found: Components, number: int, tight: Box) -> Kidney
     centre = close.full(np.argwhere(mask).mean(axis=0) + box.start)
     low, median, high, fat, bone = _values(grey, tissue, close.spacing)
     flat, flat_at = _flat_end(mask, box, close)
+    edge, air = _surface(grey, mask, labels > 0, close.spacing)
     return KidneyFacts(
         volume_ml=float(np.count_nonzero(mask)) * voxel_ml,
         tissue_ml=float(np.count_nonzero(tissue)) * voxel_ml,
@@ -119,7 +123,8 @@ def _kidney(close: _Close, found: Components, number: int, tight: Box) -> Kidney
         hu_spread=high - low,
         fat=fat,
         bone=bone,
-        edge=_edge(grey, mask, labels > 0, close.spacing),
+        edge=edge,
+        air=air,
         flat=flat,
         flat_at=flat_at,
         cut=_cut(close, tight),
@@ -143,14 +148,16 @@ def _values(grey: Array, tissue: Array, spacing: Spacing) -> tuple[float, float,
     return low, median, high, float((smooth < _FAT_HU).mean()), float((smooth > _BONE_HU).mean())
 
 
-def _edge(grey: Array, mask: Array, labelled: Array, spacing: Spacing) -> float:
-    """Share of the surface at which the means on its two sides differ."""
+def _surface(grey: Array, mask: Array, labelled: Array, spacing: Spacing) -> tuple[float, float]:
+    """Shares of the surface at which the means on its two sides differ, and beyond which there is air."""
     sigma = [_EDGE_MM / s for s in spacing]
-    soft = grey.clip(-200, 400)
+    soft = grey.clip(*_SOFT_HU)
     inside, outside = _local_mean(soft, mask, sigma), _local_mean(soft, ~labelled, sigma)
     surface = mask & ~ndimage.binary_erosion(mask, border_value=1)
-    steps = np.abs(inside - outside)[surface]
-    return float((steps > _EDGE_HU).mean()) if len(steps) else 1.0
+    if not surface.any():
+        return 1.0, 0.0
+    steps, beyond = np.abs(inside - outside)[surface], outside[surface]
+    return float((steps > _EDGE_HU).mean()), float((beyond < _AIR_HU).mean())
 
 
 def _local_mean(grey: Array, mask: Array, sigma: list[float]) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, cast
 
 import cc3d
@@ -24,12 +25,12 @@ class Components:
     labels: Array
     count: int
 
-    @property
+    @cached_property
     def statistics(self) -> dict[str, Any]:
         """cc3d's statistics; index 0 is the background."""
         return cast("dict[str, Any]", cc3d.statistics(self.labels))
 
-    @property
+    @cached_property
     def voxels(self) -> Array:
         """Voxels of each component, from component 1 on."""
         return np.bincount(self.labels.ravel(order="K"), minlength=self.count + 1)[1:]
