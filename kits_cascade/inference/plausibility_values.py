@@ -116,7 +116,11 @@ def soft_tissue_peak(facts: ImageFacts) -> float | None:
     peaks = [int(k) for k in summits if counts[k] >= 0.03 * counts.sum() and edges[k] >= _FAT_ENDS_HU]
     if not peaks:
         return None
-    return float(edges[max(peaks, key=lambda k: counts[k])] + (edges[1] - edges[0]) / 2)
+    middles, best = edges + (edges[1] - edges[0]) / 2, max(peaks, key=lambda k: counts[k])
+    if middles[best] < _SOFT_HU[0]:  # what fat and its surroundings share may be more than there is of anything else
+        usual = [k for k in peaks if middles[k] >= _SOFT_HU[0] and counts[k] > counts[best] / 2]
+        best = max(usual, key=lambda k: counts[k], default=best)
+    return float(middles[best])
 
 
 def find_kind(kind: str) -> Callable[[ImageFacts], Iterable[Hit]]:

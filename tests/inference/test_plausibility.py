@@ -1,7 +1,10 @@
 """What is to be believed: phantoms as they are, wrecked, and turned into what they should not be."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from kits_cascade import Cascade
 from kits_cascade.errors import CaseError
@@ -61,6 +64,13 @@ def test_rare_people_are_plausible_too(index):
 @pytest.mark.parametrize("kind", CERTAIN)
 def test_wrecks_are_found(case, kind):
     assert grave(findings_of(case, WRECKS[kind](case)))
+
+
+def test_kidneys_in_the_lung_are_doubted(case):
+    around = ndimage.binary_dilation(case.labels > 0, iterations=4) & (case.labels == 0)
+    image = np.where(around, -800, case.image).astype(np.int16)
+    lost = replace(case, volume=case.volume.with_array(image))
+    assert "kidneys: air" in grave(findings_of(lost, case.labels))
 
 
 def test_odd_scans_are_named_and_true_ones_never_refused(case):
