@@ -8,12 +8,11 @@ answers of folds and of mirrored tiles are compared.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import torch
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
@@ -25,7 +24,6 @@ from kits_cascade.inference.certainty import FOLDS, MIRRORS
 from kits_cascade.volumes.geometry import Box
 
 Place = tuple[Any, ...]  # of a tile: slices of channels and axes; for networks of slices, a number for the first axis
-_COMPILE: Final = "nnUNet_compile"  # nnU-Net's variable: on request only, as in its predictor
 
 
 @dataclass
@@ -59,10 +57,6 @@ class SlidingWindow:
     release: Callable[[], None] = lambda: None  # called at the end of an image
     fell_back: str = ""  # why the engine is not the one that was asked for
     votes: dict[str, Votes] = field(default_factory=dict)  # of the last image, among folds and among mirrored tiles
-
-    def __post_init__(self) -> None:
-        if os.environ.get(_COMPILE, "").lower() in ("true", "1", "t"):
-            self.network.compile()
 
     @torch.inference_mode()
     def logits(

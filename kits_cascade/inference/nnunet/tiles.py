@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -24,6 +25,7 @@ from kits_cascade.training.prior import with_binary_prior
 from kits_cascade.training.trainer_options import TrainerOptions
 
 log = logging.getLogger(__name__)
+_COMPILE: Final = "nnUNet_compile"  # nnU-Net's variable: on request only, as in its predictor
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def load_predictor(
     )
     if isinstance(built.network, OpenVinoNetwork):
         window.ahead, window.release = True, built.network.release
+    elif os.environ.get(_COMPILE, "").lower() in ("true", "1", "t"):
+        built.network.compile()
     return window
 
 
