@@ -120,7 +120,8 @@ def compare(
         str,
         typer.Option(
             metavar="AMOUNT",
-            help="Training of a fold, equal for all: 2h, 90min (on the clock), 50epochs, 2000steps; or published.",
+            help="Training of a fold, equal for all: 2h, 90min (on the clock), 2cpuh (of the processor), 50epochs, "
+            "2000steps; or published.",
         ),
     ] = "published",
     device: Device = "auto",

@@ -9,11 +9,12 @@ from typing import Any, Final
 
 from kits_cascade.errors import UsageError
 
-_FORM: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(min|h|epochs?|steps?)")
+_FORM: Final = re.compile(r"(\d+(?:\.\d+)?)\s*((?:cpu)?(?:min|h)|epochs?|steps?)")
 _STEPS_PER_EPOCH: Final = 250  # nnU-Net's
 # Shorter epochs where time is the budget, so that it is kept to on slow machines too; the same share for validation.
 _SHORT: Final = {"num_iterations_per_epoch": 50, "num_val_iterations_per_epoch": 10}
 _NO_END: Final = 100_000
+_OPTIONS: Final = {"min": "minutes", "cpumin": "processor_minutes"}  # of the trainers, by unit
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Budget:
     def options(self, networks: int) -> dict[str, Any]:
         """What a preset's training is overlaid with, for each of a system's networks."""
         share = self.amount / networks
-        if self.unit == "min":
-            return {"minutes": share, "num_epochs": _NO_END, "patience": None, **_SHORT}
+        if self.unit in _OPTIONS:
+            return {_OPTIONS[self.unit]: share, "num_epochs": _NO_END, "patience": None, **_SHORT}
         if self.unit == "epochs":
             return {"num_epochs": math.ceil(share), "patience": None}
         epochs = math.ceil(share / _STEPS_PER_EPOCH)
@@ -48,13 +49,15 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """``published``, or an amount of time on the clock (2h, 90min), of epochs (50epochs) or steps (2000steps)."""
+    """``published``, or an amount: of time on the clock (2h, 90min) or of the processor (2cpuh), of epochs or steps."""
     if text.strip() == "published":
         return Budget("published")
     found = _FORM.fullmatch(text.strip())
     if found is None or float(found[1]) <= 0:
-        raise UsageError(f"--budget {text}: give published, or an amount such as 2h, 90min, 50epochs or 2000steps")
+        raise UsageError(
+            f"--budget {text}: give published, or an amount such as 2h, 90min, 2cpuh, 50epochs or 2000steps"
+        )
     amount, unit = float(found[1]), found[2]
-    if unit == "h":
-        return Budget(text.strip(), amount * 60, "min")
-    return Budget(text.strip(), amount, {"min": "min"}.get(unit, f"{unit.removesuffix('s')}s"))
+    if unit.endswith("h"):
+        return Budget(text.strip(), amount * 60, f"{unit.removesuffix('h')}min")
+    return Budget(text.strip(), amount, unit if unit in _OPTIONS else f"{unit.removesuffix('s')}s")

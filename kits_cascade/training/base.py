@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from kits_cascade.training.losses import WithExtraTerm, ramp
 from kits_cascade.training.prior import prior_channels, with_binary_prior
 from kits_cascade.training.progress import TensorBoardLogger, progress, write_progress
 from kits_cascade.training.trainer_options import PLANS_KEY, TrainerOptions
+
+_PROCESSOR: Final = "processor_seconds"  # of each epoch, in nnU-Net's log, where they are counted
 
 
 class _Ended(Exception):  # noqa: N818 - no error: the way out of nnU-Net's loop
@@ -263,13 +266,24 @@ class KitsTrainer(nnUNetTrainer):
         cast("WithExtraTerm", self.loss).reference = distances.to(self.device, non_blocking=True)
         return {**batch, "target": targets if self.enable_deep_supervision else targets[0]}
 
+    def on_epoch_start(self) -> None:
+        """Also look at the processor's time."""
+        super().on_epoch_start()
+        self._processor_s = time.process_time()
+
     def on_epoch_end(self) -> None:
         """Also write training_progress.json, and end where patience does."""
+        log = self.logger.local_logger.my_fantastic_logging
+        if self.settings.processor_minutes is not None:
+            log.setdefault(_PROCESSOR, []).append(time.process_time() - self._processor_s)
         super().on_epoch_end()
         if self.local_rank == 0:
             write_progress(Path(self.output_folder), self._progress())
         if self.settings.minutes is not None:
-            self._fit_into(60 * self.settings.minutes)
+            taken = sum(log["epoch_end_timestamps"]) - sum(log["epoch_start_timestamps"])
+            self._fit_into(60 * self.settings.minutes, taken)
+        if self.settings.processor_minutes is not None:
+            self._fit_into(60 * self.settings.processor_minutes, sum(log[_PROCESSOR]))
         if self._epochs_left() and self._out_of_patience():
             raise _Ended(f"No better validation score in {self.settings.patience} epochs")
 
@@ -284,15 +298,12 @@ class KitsTrainer(nnUNetTrainer):
             self.print_to_log_file(f"{reason}: the training ends.")
             self.on_train_end()
 
-    def _fit_into(self, seconds: float) -> None:
+    def _fit_into(self, seconds: float, taken: float) -> None:
         """Set the number of epochs, and with it the fall of the learning rate, by what the epochs so far have taken.
 
         They stand in the log, which checkpoints keep: a training that was stopped goes on with the time that is left.
         """
-        log = self.logger.local_logger.my_fantastic_logging
-        starts, ends = log["epoch_start_timestamps"], log["epoch_end_timestamps"]
-        done = len(ends)
-        taken = sum(ends) - sum(starts[:done])
+        done = int(self.current_epoch)
         fitting = max(done, round(seconds * done / max(taken, 1e-9)))
         self.num_epochs = min(self.settings.num_epochs or fitting, fitting)
         self.lr_scheduler.max_steps = max(self.num_epochs, done + 1)

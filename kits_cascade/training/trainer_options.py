@@ -41,6 +41,7 @@ class TrainerOptions:
         None  # epochs without a better validation score (nnU-Net's own average) that end the training
     )
     minutes: float | None = None  # the training takes about as long: the number of epochs, at most num_epochs, follows
+    processor_minutes: float | None = None  # as minutes, but of processor time of the training process, all threads
     deep_supervision: bool | None = None  # None: where the network has it
     seed: int | None = None
     loggers: tuple[str, ...] = ()
@@ -74,8 +75,11 @@ class TrainerOptions:
             value = getattr(self, name)
             fits = value is None or (_is_number(value) and (value > 0 or (value == 0 and least != "above")))
             _check(fits, name, self, f"a number {least} 0, or null")
-        minutes = self.minutes
-        _check(minutes is None or (_is_number(minutes) and minutes > 0), "minutes", self, "a number above 0, or null")
+        for name in ("minutes", "processor_minutes"):
+            value = getattr(self, name)
+            _check(value is None or (_is_number(value) and value > 0), name, self, "a number above 0, or null")
+        one = self.minutes is None or self.processor_minutes is None
+        _check(one, "processor_minutes", self, "null beside minutes: there is one budget")
         supervision = self.deep_supervision
         _check(supervision is None or isinstance(supervision, bool), "deep_supervision", self, "true, false or null")
 

@@ -1,12 +1,15 @@
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from kits_cascade.errors import EnvironmentNotReadyError
-from kits_cascade.files import TEMPORARY_MARK, atomic_path, link_or_copy, read_json, sweep_temporary, write_json
+from kits_cascade.files import TEMPORARY_MARK, atomic_path, link_or_copy, locked, read_json, sweep_temporary, write_json
 from kits_cascade.nnunet_folders import VARIABLES, open_folders
 
 
@@ -80,3 +83,26 @@ def test_without_links_a_copy_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "symlink_to", refuse)
     link_or_copy(tmp_path / "source", tmp_path / "copy")
     assert not (tmp_path / "copy").is_symlink() and (tmp_path / "copy").read_bytes() == b"content"
+
+
+def test_one_at_a_time(tmp_path, monkeypatch):
+    inside, most = 0, 0
+
+    def work(_):
+        nonlocal inside, most
+        with locked(tmp_path / "lock"):
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.01)
+            inside -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(8)))
+    assert most == 1
+
+    def refuse(*_, **__):
+        raise NotImplementedError("no locks on this file system")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with locked(tmp_path / "other"):
+        pass

@@ -199,6 +199,8 @@ def test_the_budget_is_the_same_for_all(plan):
     [
         ("2h", 1, {"minutes": 120}),
         ("90min", 3, {"minutes": 30}),
+        ("3cpuh", 3, {"processor_minutes": 60}),
+        ("90cpumin", 1, {"processor_minutes": 90}),
         ("50epochs", 1, {"num_epochs": 50}),
         ("50 epochs", 3, {"num_epochs": 17}),
         ("2000steps", 1, {"num_epochs": 8, "num_iterations_per_epoch": 250}),

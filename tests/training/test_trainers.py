@@ -406,12 +406,21 @@ def test_minutes_set_the_number_of_epochs_and_the_fall_of_the_learning_rate(regi
     trained(made)
     assert made.current_epoch == 1, "an epoch that is begun is finished"
     assert (Path(made.output_folder) / "checkpoint_final.pth").is_file()
-    log = made.logger.local_logger.my_fantastic_logging
-    log["epoch_start_timestamps"], log["epoch_end_timestamps"] = [0.0, 10.0], [10.0, 20.0]
-    made._fit_into(50)
+    made.current_epoch = 2
+    made._fit_into(50, 20.0)
     assert made.num_epochs == made.lr_scheduler.max_steps == 5
-    made._fit_into(900)
+    made._fit_into(900, 20.0)
     assert made.num_epochs == 9, "never more than the options say"
+
+
+def test_the_processors_time_may_be_the_budget(regions):
+    made = trained(make(regions, num_epochs=9, processor_minutes=1e-9))
+    (seconds,) = made.logger.local_logger.my_fantastic_logging["processor_seconds"]
+    assert made.current_epoch == 1 and seconds > 0
+    again = make(regions, num_epochs=9, processor_minutes=1e-9)
+    again.initialize()
+    again.load_checkpoint(str(Path(made.output_folder) / "checkpoint_final.pth"))
+    assert again.logger.local_logger.my_fantastic_logging["processor_seconds"] == [seconds], "it goes on with the rest"
 
 
 def test_a_network_with_one_output_is_trained_without_deep_supervision(nnunet):
