@@ -23,7 +23,7 @@ EVENTS: Final[Mapping[str, float]] = {  # chance of each in a case
     "arms": 0.15,
     "table": 0.75,
     "oral contrast": 0.2,
-    "hydronephrosis": 0.08,
+    "hydronephrosis": 0.15,
     "stones": 0.07,
     "stent": 0.03,
     "pyelum": 0.5,

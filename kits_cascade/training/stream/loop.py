@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -59,6 +60,15 @@ def loss_of(logits: Tensor, truth: Tensor) -> Tensor:
     return cross_entropy(logits, target) + 1 - soft_dice(torch.softmax(logits, 1)[:, 1:], classes[:, 1:])
 
 
+def _each_once(network: nn.Module) -> dict[str, Tensor]:
+    """A network's tensors under one name each: nnU-Net's hold most of theirs under several."""
+    found: dict[int, str] = {}
+    state: dict[str, Tensor] = network.state_dict()
+    for name, tensor in state.items():
+        found.setdefault(tensor.data_ptr(), name)
+    return {name: state[name] for name in found.values()}
+
+
 class Training:
     """One network in training; its state goes to a file, and on from there."""
 
@@ -73,7 +83,7 @@ class Training:
     ) -> None:
         self.network, self.regions, self.course = network, regions, course
         self._cropper, self._file, self._prior = cropper, state_file, prior
-        self._average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        self._average = {name: tensor.clone() for name, tensor in _each_once(network).items()}
         self._optimizer = torch.optim.AdamW(network.parameters(), lr=course.rate, weight_decay=course.decay)
         device = next(network.parameters()).device
         self._half = device.type == "cuda" or fast_bfloat16(device)
@@ -81,10 +91,11 @@ class Training:
         if state_file.is_file():
             self._resume()
 
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """The averaged ones."""
-        return self._average
+    def averaged(self) -> nn.Module:
+        """A network with the averaged weights."""
+        network = deepcopy(self.network)
+        network.load_state_dict(self._average, strict=False)
+        return network
 
     def run(self, cases: list[PooledCase], say: Say) -> None:
         """Train until the time is over."""
@@ -136,7 +147,7 @@ class Training:
 
     def _follow(self) -> None:
         keep = min(_KEEP, (1 + self._step) / (10 + self._step))
-        now = self.network.state_dict()
+        now = _each_once(self.network)
         floats = [name for name, tensor in now.items() if tensor.is_floating_point()]
         torch._foreach_lerp_([self._average[n] for n in floats], [now[n] for n in floats], 1 - keep)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from kits_cascade.errors import UsageError
 from kits_cascade.files import atomic_path, read_json, write_json
@@ -94,7 +93,7 @@ def stream_stage(job: StreamJob, painting: Painting, device: torch.device, paint
         pool.start(min(_FIRST_CASES, painting.most))
         training = make_training(job, painting.options.spacing[0], device)
         training.run(pool.cases, partial(_note, job.fold / LOG_FILE, say))
-        return write_fold(job, training.weights)
+        return write_fold(job, training.averaged())
     finally:
         pool.stop()
         for process in processes:
@@ -158,12 +157,12 @@ def _kidney_network(checkpoint: Path, device: torch.device) -> torch.nn.Module:
     return _network(configuration, 0, checkpoint).to(device)
 
 
-def write_fold(job: StreamJob, weights: Mapping[str, Tensor]) -> Path:
+def write_fold(job: StreamJob, network: torch.nn.Module) -> Path:
     """The trained model as nnU-Net writes one."""
     write_json(job.fold.parent / "plans.json", dict(job.plans))
     write_json(job.fold.parent / "dataset.json", dict(job.dataset))
     content = {
-        "network_weights": {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
+        "network_weights": network.cpu().state_dict(),
         "trainer_name": job.trainer,
         "init_args": {"configuration": job.stage.configuration, "fold": 0},
         "inference_allowed_mirroring_axes": None,
