@@ -10,6 +10,7 @@ from typing import Final
 from kits_cascade.errors import EnvironmentNotReadyError
 
 CHECKPOINT: Final = "checkpoint_final.pth"
+STREAM_LOG: Final = "stream_log.txt"  # beside it, of a training on cases that are painted meanwhile
 VARIABLES: Final = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 

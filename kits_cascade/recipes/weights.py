@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 from kits_cascade.errors import KitsCascadeError
 from kits_cascade.files import read_json
 from kits_cascade.models.bundle import open_bundle, read_bundled_networks
-from kits_cascade.nnunet_folders import CHECKPOINT, VARIABLES
+from kits_cascade.nnunet_folders import CHECKPOINT, STREAM_LOG, VARIABLES
 from kits_cascade.recipes.steps import TWO_CORES, Run, Step, run_command
+from kits_cascade.report.training_curves import draw_curves
 from kits_cascade.stages import KIDNEY_STAGE, MASSES_STAGE, PLANS_NAME, STAGES, Stage
 
 if TYPE_CHECKING:
@@ -127,6 +128,9 @@ def make_weights(plan: Weights, say: Say, run: Run = run_command, train: TrainSt
         tell(f"The {stage.key} network")
         (train or train_stage)(plan, stage, say)
     _run_step(plan, export_step(plan), tell, say, run)
+    logs = {stage.key: plan.fold(stage) / STREAM_LOG for stage in STAGES if (plan.fold(stage) / STREAM_LOG).is_file()}
+    if logs:
+        say(f"curves: {draw_curves(logs, plan.root / 'curves.png')}")
     return plan.bundle
 
 

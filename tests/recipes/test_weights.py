@@ -1,10 +1,12 @@
 """The recipe of the shipped networks: its commands, what is left of them, and what a failure says."""
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from kits_cascade.cli.app import app
 from kits_cascade.recipes import weights
+from kits_cascade.report.training_curves import draw_curves, read_log
 from kits_cascade.stages import STAGES
 from tests.synthetic.sources import write_anatomy, write_mask
 
@@ -48,6 +50,17 @@ def test_what_is_done_is_left(plan):
     assert trained == ["kidney", "masses"]
     assert ran == [("models", "export")]
     assert made == plan.bundle
+
+
+def test_curves_are_drawn_of_the_logs(tmp_path):
+    log = tmp_path / "stream_log.txt"
+    log.write_text(
+        "    2 s  step      1  cases    5  loss 1.920  dice 0.010 0.020\nprior taken anew\n"
+        "   17 s  step     90  cases   26  loss 0.700  dice 0.610 0.550\n"
+    )
+    assert read_log(log) == [(1, 1.92, (0.01, 0.02)), (90, 0.7, (0.61, 0.55))]
+    with Image.open(draw_curves({"masses": log, "kidney": log}, tmp_path / "curves.png")) as picture:
+        assert picture.width > 500
 
 
 def test_a_failed_step_says_which_and_that_nothing_is_lost(plan):

@@ -200,7 +200,7 @@ def test_stages_give_models_that_nnunet_and_we_can_read(tmp_path, painting, monk
     assert first.shape[1] == 2, "the CT, and the kidney mask"
     assert (checkpoint.parents[1] / "plans.json").is_file()
     assert said
-    assert (checkpoint.parent / stages.LOG_FILE).read_text().splitlines() == said[-2:]
+    assert (checkpoint.parent / stages.STREAM_LOG).read_text().splitlines() == said[-2:]
 
 
 def test_voxels_that_are_no_cubes_are_refused(tmp_path):

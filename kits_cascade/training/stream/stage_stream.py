@@ -15,7 +15,7 @@ from kits_cascade.errors import UsageError
 from kits_cascade.files import atomic_path, read_json, write_json
 from kits_cascade.labels import REGIONS
 from kits_cascade.models.checkpoint import load_checkpoint
-from kits_cascade.nnunet_folders import CHECKPOINT
+from kits_cascade.nnunet_folders import CHECKPOINT, STREAM_LOG
 from kits_cascade.stages import KIDNEY_STAGE, MASSES_STAGE, Stage
 from kits_cascade.training.architecture import build_network
 from kits_cascade.training.stream.crops import Cropper, CropPlan
@@ -25,7 +25,6 @@ from kits_cascade.training.stream.spoilt_prior import Prior
 
 Say = Callable[[str], None]
 STATE_FILE: Final = "stream_state.pth"
-LOG_FILE: Final = "stream_log.txt"
 _FOUND_SHARE: Final = 0.6  # of the masks that the mass network sees, those that the kidney network found
 _FIRST_CASES: Final = 24
 _CASE_BYTES: Final = 30 << 20
@@ -92,7 +91,7 @@ def stream_stage(job: StreamJob, painting: Painting, device: torch.device, paint
     try:
         pool.start(min(_FIRST_CASES, painting.most))
         training = make_training(job, painting.options.spacing[0], device)
-        training.run(pool.cases, partial(_note, job.fold / LOG_FILE, say))
+        training.run(pool.cases, partial(_note, job.fold / STREAM_LOG, say))
         return write_fold(job, training.averaged())
     finally:
         pool.stop()
