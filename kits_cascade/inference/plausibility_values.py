@@ -22,6 +22,7 @@ _BETWEEN_HU: Final = (-600.0, -250.0)  # denser than lung, thinner than fat
 _BETWEEN: Final = 0.35  # of the tissue's voxels
 _BELOW_WATER: Final = 0.03  # fat and air; even a thin person cut tightly has more
 _BELOW_ZERO: Final = 0.1
+_AIR_HU: Final = -500.0
 _OFFSETS: Final = (1024.0, 1000.0)  # what stored values have added, by custom of the makers
 _LARGEST_HU: Final = 5000.0  # metal has more, but never in a hundredth of a scan
 _LOWEST_HU: Final = -4000.0
@@ -72,8 +73,11 @@ def _lacks_offset(facts: ImageFacts) -> bool:
 
 
 def _is_inverted(facts: ImageFacts) -> bool:
-    # Soft tissue lies below 0 then. Without the offset nothing does but noise, and the two would look alike.
-    return float((facts.values < -35).mean()) > _BELOW_ZERO and is_like_ct(-facts.values)
+    # Soft tissue lies below 0 then, and the air in the corners is bright. Without the offset nothing is below 0 but
+    # noise, and the air is dark; all else of the two looks alike.
+    bright = float(np.median(facts.sketch[:, :: facts.sketch.shape[1] - 1 or 1, :: facts.sketch.shape[2] - 1 or 1]))
+    tissue = float((facts.values < -35).mean())
+    return (tissue > _BELOW_ZERO or bright > -_AIR_HU) and is_like_ct(-facts.values)
 
 
 def _is_scaled(facts: ImageFacts) -> bool:
