@@ -211,11 +211,12 @@ def _checked(network: nn.Module, small: tuple[int, ...], shape: tuple[int, ...])
 
 def _traced(network: nn.Module, example: torch.Tensor) -> Any:
     load_openvino()
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing: that sizes become constants is checked below
+        # Of tracing, that sizes become constants (which is checked below); of the imports, what PyTorch thinks of them.
+        warnings.simplefilter("ignore")
+        from openvino.frontend import FrontEndManager
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
         decoder = TorchScriptPythonDecoder(network, example_input=example)
         front = FrontEndManager().load_by_framework("pytorch")
         return front.convert(front.load(decoder))
