@@ -2,10 +2,12 @@
 
     python -m tests.benchmarks.precision tiles [--networks bench shipped nnunet]
     python -m tests.benchmarks.precision labels -i IMAGES [-m MODELS]
+    python -m tests.benchmarks.precision int8 -i IMAGES [-m MODELS] [--learn 3] [--tiles 12]    (pip install nncf)
 
 ``tiles`` takes one thread and processor time, so that it can be run beside other work; the roof is what this processor
 reaches in a large product of matrices in PyTorch, in the same precision. ``labels`` runs the cascade over
 CT images with trained networks, first in PyTorch's single precision, and compares: Dice of the regions, and lesions.
+``int8`` quantises the fine networks after training, by NNCF, on tiles of the first images, and compares on the others.
 """
 
 import argparse
@@ -143,6 +145,68 @@ def labels(given):
         print(f"| {engine} {precision} | {seconds:.1f} | {figures} | {'yes' if alike else 'no'} |", flush=True)
 
 
+def compare(name, cascade, cases, expected):
+    """Seconds of the networks, the least Dice of each region with what is expected, and whether lesions are alike."""
+    used, worst, alike = 0.0, dict.fromkeys((r.name for r in REGIONS), 1.0), True
+    for case in cases:
+        start = time.process_time()
+        found = cascade(case.path).labels
+        used += time.process_time() - start
+        known = expected.setdefault(case.name, found)
+        for region in REGIONS:
+            one, other = (np.isin(array, region.labels) for array in (known, found))
+            worst[region.name] = min(worst[region.name], dice(one, other))
+        alike = alike and lesions(known) == lesions(found)
+    figures = ", ".join(f"{value:.5f}" for value in worst.values())
+    print(f"| {name} | {used:.1f} | {figures} | {'yes' if alike else 'no'} |", flush=True)
+
+
+def keep_tiles(network):
+    """A list that fills with what the network is shown."""
+    seen, forward = [], network.forward
+
+    def listen(image):
+        seen.append(image.numpy().copy())
+        return forward(image)
+
+    network.forward = listen
+    return seen
+
+
+def int8(given):
+    import nncf
+
+    cases, compiled = find_inputs(given.input), {}
+    compile_model = openvino_engine._compiled
+
+    def remember(model, precision, threads):
+        made = compile_model(model, precision, threads)
+        compiled[id(made)] = (made, model)
+        return made
+
+    openvino_engine._compiled = remember
+    models = resolve_models(given.models)
+    print("| precision | processor seconds, all of it | least Dice, " + ", ".join(region.name for region in REGIONS)
+          + " | lesions alike |\n|---|---|---|---|")  # fmt: skip
+    learned, others, expected = cases[: given.learn], cases[given.learn :], {}
+    for precision in (FP32, BF16):
+        speed = Speed(tta=False, tile_step=0.75, engine=OPENVINO, precision=precision)
+        cascade = Cascade(models, device="cpu", speed=speed)
+        compare(f"OpenVINO {precision}", cascade, others, expected)
+    networks = [stage.predictor.network for stage in cascade.predictors.stages[1:]]
+    tiles = {id(network): keep_tiles(network) for network in networks}
+    for case in learned:
+        cascade(case.path)
+    for network in networks:
+        del network.forward
+        seen = tiles[id(network)]
+        chosen = seen[:: max(1, len(seen) // given.tiles)][: given.tiles]
+        _, model = compiled[id(network._folds[0])]
+        small = nncf.quantize(model, nncf.Dataset(chosen), subset_size=len(chosen))
+        network._folds = [compile_model(small, BF16, torch.get_num_threads())]
+    compare("OpenVINO int8 (fine networks)", cascade, others, expected)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ways = parser.add_subparsers(dest="what", required=True)
@@ -151,8 +215,13 @@ def main():
     two = ways.add_parser("labels")
     two.add_argument("-i", "--input", type=Path, required=True)
     two.add_argument("-m", "--models", type=Path)
+    three = ways.add_parser("int8")
+    three.add_argument("-i", "--input", type=Path, required=True)
+    three.add_argument("-m", "--models", type=Path)
+    three.add_argument("--learn", type=int, default=3)
+    three.add_argument("--tiles", type=int, default=12)
     given = parser.parse_args()
-    {"tiles": tiles, "labels": labels}[given.what](given)
+    {"tiles": tiles, "labels": labels, "int8": int8}[given.what](given)
 
 
 if __name__ == "__main__":
