@@ -29,6 +29,21 @@ def after(labels, options=None, kidney=None):
     return result
 
 
+def test_the_rim_of_a_tumour_is_no_cyst():
+    labels = two_kidneys()
+    labels[7:11, 13:19, 9:15] = CYST
+    labels[8:10, 14:18, 10:14] = TUMOR
+    result = after(labels)
+    assert (result.labels[7:11, 13:19, 9:15] == TUMOR).all()
+    assert "that they edge" in result.notes[0]
+    kept = after(labels, PostprocessOptions(thin_rims=False))
+    assert (kept.labels == CYST).any()
+    beside = two_kidneys()
+    beside[6:12, 12:24, 6:14] = TUMOR
+    beside[6:12, 12:24, 14:22] = CYST  # a cyst of 8 mm that touches a tumour is one
+    assert np.array_equal(after(beside).labels, beside)
+
+
 def test_what_is_sound_stays():
     labels = two_kidneys()
     labels[6:8, 12:18, 8:14] = TUMOR
