@@ -6,7 +6,7 @@ const stage = one("#stage");
 const AXIAL = 0, CORONAL = 1, SAGITTAL = 2, RENDER = 4;
 const SINGLE = { axial: AXIAL, coronal: CORONAL, sagittal: SAGITTAL };
 const narrow = matchMedia("(max-width: 760px)");
-const shared = { logLevel: "silent", loadingText: "", dragAndDropEnabled: false, isResizeCanvas: true, isAntiAlias: true };
+const shared = { logLevel: "silent", loadingText: "", dragAndDropEnabled: false, isResizeCanvas: true };
 
 const slices = new Niivue({
   ...shared, backColor: [0, 0, 0, 1], isRadiologicalConvention: true, showAllOrientationMarkers: true, fontColor: [1, 1, 1, 1],
@@ -19,15 +19,23 @@ const surfaces = new Niivue({
 const bytes = (element) => Uint8Array.from(atob(element.textContent), (letter) => letter.charCodeAt(0)).buffer;
 const press = (buttons, chosen) => buttons.forEach((button) => button.setAttribute("aria-pressed", String(button === chosen)));
 
-async function loadVolumes() {
+// Unpacked while WebGL gets ready.
+function unpack() {
   const [low, high] = scene.window;
-  const ct = await NVImage.loadFromBase64({ base64: one("#ct").textContent, name: "ct.nii.gz", colormap: "gray", cal_min: low, cal_max: high });
-  const labels = await NVImage.loadFromBase64({ base64: one("#overlay").textContent, name: "labels.nii.gz", opacity: 0.45 });
+  return Promise.all([
+    NVImage.loadFromBase64({ base64: one("#ct").textContent, name: "ct.nii.gz", colormap: "gray", cal_min: low, cal_max: high }),
+    NVImage.loadFromBase64({ base64: one("#overlay").textContent, name: "labels.nii.gz", opacity: 0.45 }),
+  ]);
+}
+
+function addVolumes([ct, labels]) {
   const channel = (index) => scene.colours.map((colour) => colour[index]);
   labels.setColormapLabel({
     R: channel(0), G: channel(1), B: channel(2), A: [0, 130, 255, 255], I: [0, 1, 2, 3], labels: scene.names,
   });
+  slices.updateGLVolume = () => {}; // with the labels, for both
   slices.addVolume(ct);
+  delete slices.updateGLVolume;
   slices.addVolume(labels);
 }
 
@@ -55,8 +63,13 @@ function arrange(view) {
     ];
   slices.setCustomLayout(tiles);
   slices.resizeListener();
-  if (!surfaces.canvas) { return; }
-  surfaces.resizeListener();
+  if (surfaces.canvas) {
+    surfaces.resizeListener();
+    frame();
+  }
+}
+
+function frame() {
   const { width, height } = surfaces.canvas;
   surfaces.setScale(width < height ? 0.8 : 1.2);
 }
@@ -77,10 +90,14 @@ slices.onLocationChange = ({ mm, values }) => {
 function choose(number) {
   press(all("[data-lesion][aria-pressed]"), one(`button[data-lesion="${number}"]`));
   show(scene.places[number]);
+  light(number);
+  surfaces.drawScene();
+}
+
+function light(number) {
   for (const mesh of surfaces.meshes) {
     if (mesh.lesion >= 0) { mesh.opacity = mesh.lesion === number ? 1 : 0.3; mesh.updateMesh(surfaces.gl); }
   }
-  surfaces.drawScene();
 }
 
 // Which side of the patient the 3-D view has on the left of the screen; from the side neither.
@@ -114,19 +131,33 @@ function listen() {
 
 async function start() {
   await drawn(); // the list of lesions is there to read before the rest is there to see
-  await slices.attachToCanvas(one("#slices"), true);
-  await loadVolumes();
-  arrange("all");
-  const first = scene.places[0] ?? [...slices.frac2mm([0.5, 0.5, 0.5])].slice(0, 3);
-  show(first);
+  await undrawn(slices, async () => {
+    const volumes = unpack();
+    await slices.attachToCanvas(one("#slices"), false);
+    addVolumes(await volumes);
+    arrange("all");
+    show(scene.places[0] ?? [...slices.frac2mm([0.5, 0.5, 0.5])].slice(0, 3));
+  });
   reach("slices");
   await drawn(); // a second context takes as long again: nobody should wait for it to see the slices
-  await surfaces.attachToCanvas(one("#surfaces"), true);
-  await loadMeshes();
-  arrange("all");
+  await undrawn(surfaces, async () => {
+    await surfaces.attachToCanvas(one("#surfaces"), true);
+    await loadMeshes();
+    surfaces.resizeListener();
+    frame();
+    light(0);
+  });
+  press(all("[data-lesion][aria-pressed]"), one('button[data-lesion="0"]'));
   listen();
-  if (scene.places.length) { choose(0); }
   reach("ready");
+}
+
+// NiiVue draws after every step, and each costs a processor that has to draw by itself a third of a second: once will do.
+async function undrawn(view, steps) {
+  view.drawScene = () => {};
+  await steps();
+  delete view.drawScene;
+  view.drawScene();
 }
 
 function reach(state) {
