@@ -10,7 +10,7 @@ const shared = { logLevel: "silent", loadingText: "", dragAndDropEnabled: false,
 
 const slices = new Niivue({
   ...shared, backColor: [0, 0, 0, 1], isRadiologicalConvention: true, showAllOrientationMarkers: true, fontColor: [1, 1, 1, 1],
-  fontMinPx: 15, crosshairColor: [0.42, 0.72, 0.92, 0.85], crosshairWidth: 0.6, crosshairGap: 6, sagittalNoseLeft: true,
+  fontMinPx: 15, crosshairColor: [0.42, 0.72, 0.92, 0.85], crosshairWidth: 1, crosshairGap: 6, sagittalNoseLeft: true,
 });
 const surfaces = new Niivue({
   ...shared, backColor: [0.02, 0.028, 0.04, 1], isOrientCube: true, show3Dcrosshair: false, sliceType: RENDER,
