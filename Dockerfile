@@ -5,8 +5,10 @@ ARG DEVICE=cpu
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # torch first, so that its layer stays when the package changes. The package index has it with CUDA, torch's own without.
-RUN if [ "$DEVICE" = gpu ]; then pip install torch; \
-    else pip install torch --index-url https://download.pytorch.org/whl/cpu; fi
+# nnU-Net refuses 2.9, and would have pip put another one, with CUDA, over it.
+ARG TORCH="torch>=2.4,!=2.9.*"
+RUN if [ "$DEVICE" = gpu ]; then pip install "$TORCH"; \
+    else pip install "$TORCH" --index-url https://download.pytorch.org/whl/cpu; fi
 COPY pyproject.toml hatch_build.py README.md LICENSE /source/
 COPY plans /source/plans
 COPY kits_cascade /source/kits_cascade

@@ -58,7 +58,7 @@ def list_models(
 
 @models_app.command("export")
 def export(
-    out: Annotated[Path, typer.Argument(help="The zip to write.")],
+    out: Annotated[Path, typer.Argument(help="The zip to write; with --monai a folder.")],
     folds: Folds = None,
     more_folds: MoreFolds = None,
     model: Model = None,
@@ -74,6 +74,9 @@ def export(
         Path | None, typer.Option(help="An evaluation.json of these networks, for the model card.")
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Weights in half precision: half the size.")] = False,
+    monai: Annotated[
+        bool, typer.Option("--monai", help="Instead a MONAI bundle of each network, as a folder.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     nnunet_dir: NnunetDir = None,
 ) -> None:
@@ -81,12 +84,15 @@ def export(
     from kits_cascade.errors import UsageError
     from kits_cascade.models.bundle import bundle_path, export_models
     from kits_cascade.models.card import About, write_card
+    from kits_cascade.models.monai_bundle import export_monai
     from kits_cascade.nnunet_folders import open_folders
     from kits_cascade.systems import find_system
 
+    if monai and card:
+        raise UsageError("--card describes the zip; a MONAI bundle has a README of its own")
     target = bundle_path(out)
     for path in (target, target.with_name("README.md")) if card else (target,):
-        if path.exists() and not overwrite:
+        if path.exists() and not overwrite and not monai:
             raise UsageError(f"{path} is there already; give --overwrite to replace it")
     if scores is not None and not card:
         raise UsageError("--scores go into the model card: give --card too")
@@ -101,6 +107,10 @@ def export(
         shipped=False,
     )
     about = About(licence=licence, trained_on=trained_on, system=system)
+    if monai:
+        for folder in export_monai(found, out, half=half, about=about, overwrite=overwrite):
+            typer.echo(str(folder))
+        return
     export_models(found, target, half=half, about=about)
     if card:
         typer.echo(str(write_card(target, about, found.summary(), scores)))

@@ -59,7 +59,7 @@ def strip_checkpoint(source: Path, target: Path, *, half: bool = False) -> None:
 
     content = load_checkpoint(source)
     small: dict[str, Any] = {key: content[key] for key in _KEPT if key in content}
-    small["network_weights"] = _packed(content["network_weights"], half)
+    small["network_weights"] = pack_weights(content["network_weights"], half)
     init = content.get("init_args", {})
     small["init_args"] = {key: init[key] for key in _KEPT_INIT if key in init}
     axes = content.get("inference_allowed_mirroring_axes")
@@ -84,7 +84,7 @@ def widen_checkpoint(source: Path, target: Path, channels: int) -> None:
         torch.save({"network_weights": made}, stream)
 
 
-def _packed(weights: dict[str, Any], half: bool) -> dict[str, Any]:
+def pack_weights(weights: dict[str, Any], half: bool) -> dict[str, Any]:
     """Contiguous weights. nnU-Net's networks hold most of theirs under several names: these stay one in the file."""
     import torch
 
