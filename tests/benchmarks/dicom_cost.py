@@ -1,4 +1,4 @@
-"""What SEG and SR add to a prediction: processor seconds and memory, of a published mask with a CT painted around it.
+"""What SEG, SR and the 3-D page add to a prediction: processor seconds and memory; a CT is painted around a mask.
 
 python -m tests.benchmarks.dicom_cost --masks ../shared/kits23/masks --case case_00011
 """
@@ -7,11 +7,13 @@ import argparse
 import resource
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from kits_cascade.inference.measure import measure_lesions, volumes_ml
+from kits_cascade.report.viewer import write_view
 from kits_cascade.runs.dicom_results import write_dicom
 from kits_cascade.volumes.cases import load_case
 from kits_cascade.volumes.dicom_sr import Findings
@@ -23,6 +25,17 @@ from tests.volumes.painted_series import write_ct
 
 def peak_gib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+@contextmanager
+def row(what):
+    """A line of the table: what it costs to write the files that are put into the list."""
+    paths = []
+    before, started, processor = peak_gib(), time.perf_counter(), time.process_time()
+    yield paths
+    seconds, processor = time.perf_counter() - started, time.process_time() - processor
+    sizes = ", ".join(f"{path.stat().st_size / 1e6:.2f}" for path in paths)
+    print(f"| {what} | {seconds:.1f} | {processor:.1f} | {before:.2f}, {peak_gib():.2f} | {sizes} |")
 
 
 def main():
@@ -42,13 +55,14 @@ def main():
             labels[volume.array == HU[label]] = label
         lesions = measure_lesions(labels, volume.array, volume.spacing, volume.affine)
         findings = Findings(lesions, volumes_ml(labels, volume.spacing))
-        before, started, processor = peak_gib(), time.perf_counter(), time.process_time()
-        paths = write_dicom(Path(folder) / "out", series, volume, labels, findings, "0" * 16, ("seg", "sr"))
-        seconds, processor = time.perf_counter() - started, time.process_time() - processor
-        print("| slices | seconds | processor seconds | peak RSS before, after (GiB) | SEG, SR (MB) |")
+        out = Path(folder) / "out"
+        print(f"{len(labels)} slices, processor time, libraries loaded as they are needed")
+        print("| | seconds | processor seconds | peak RSS before, after (GiB) | MB |")
         print("|---|---|---|---|---|")
-        sizes = ", ".join(f"{path.stat().st_size / 1e6:.2f}" for path in paths)
-        print(f"| {len(labels)} | {seconds:.1f} | {processor:.1f} | {before:.2f}, {peak_gib():.2f} | {sizes} |")
+        with row("SEG, SR") as paths:
+            paths.extend(write_dicom(out, series, volume, labels, findings, "0" * 16, ("seg", "sr")))
+        with row("3-D page") as paths:
+            paths.append(write_view(out / "view.html", given.case, volume, volume.with_array(labels)))
 
 
 if __name__ == "__main__":
