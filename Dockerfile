@@ -12,7 +12,8 @@ RUN if [ "$DEVICE" = gpu ]; then pip install "$TORCH"; \
 COPY pyproject.toml hatch_build.py README.md LICENSE /source/
 COPY plans /source/plans
 COPY kits_cascade /source/kits_cascade
-RUN pip install /source
+# OpenVINO (the extra fast) predicts several times as fast on processors.
+RUN if [ "$DEVICE" = gpu ]; then pip install /source; else pip install "/source[fast]"; fi
 
 FROM python:3.12-slim
 RUN useradd --create-home --uid 1000 algorithm && mkdir -p /input /output /opt/algorithm && chown algorithm /output
