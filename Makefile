@@ -24,8 +24,8 @@ $(STAMP): pyproject.toml hatch_build.py
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## phantoms, training, prediction, scores and a picture in DEMO=demo; minutes, no GPU
-	$(BIN)/kits-cascade demo --train -o $(DEMO)
+demo: $(STAMP)  ## what the networks find in painted CT, or in CT=ct.nii.gz: scores, page, picture in DEMO=demo
+	$(BIN)/kits-cascade demo -o $(DEMO) $(if $(CT),--ct $(CT))
 
 weights: $(STAMP)  ## the shipped networks, from MASKS=DIR and ANATOMY=DIR (docs/painter.md); hours, resumable
 	$(BIN)/kits-cascade weights -o $(WEIGHTS) --masks $(MASKS) --anatomy $(ANATOMY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 from kits_cascade.cli import data, doctor, evaluation, models, recipes, report, runs, service, synthetic, watch
 from kits_cascade.cli.root import INTERRUPTED, InterruptionError, app, errors
@@ -15,6 +16,8 @@ COMMAND_FILES = (doctor, synthetic, data, recipes, runs, watch, models, evaluati
 
 def main() -> None:
     """Entry point: known errors become a message and an exit code, never a traceback."""
+    # What PyTorch says to those who build on it tells a user nothing.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     try:
         app()
     except KitsCascadeError as error:

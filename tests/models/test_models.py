@@ -140,7 +140,7 @@ def test_what_is_missing_is_named(results, tmp_path):
     with pytest.raises(ModelError, match=r"fold 3 has no checkpoint_final.pth; trained folds: 0 1"):
         resolve_models(results=results, folds=[0, 3])
     with pytest.raises(ModelError, match=r"no trained network for the coarse stage.*nnUNetv2_train 221"):
-        resolve_models(results=tmp_path)
+        resolve_models(results=tmp_path, shipped=False)
     with pytest.raises(ModelError, match="no such file"):
         resolve_models(tmp_path / "nowhere.zip")
     for path in results.glob("Dataset222*/*/fold_*/checkpoint_final.pth"):
