@@ -10,6 +10,7 @@ from kits_cascade.errors import FileFormatError
 from kits_cascade.files import read_json, write_text
 from kits_cascade.inference.measure import LesionRow
 from kits_cascade.runs import manifest as manifest_module
+from kits_cascade.runs import records as records_module
 from kits_cascade.runs.manifest import RunManifest
 from kits_cascade.runs.records import CaseRecord, Records
 
@@ -187,6 +188,24 @@ def test_a_finished_case_does_not_write_all_others_anew(tmp_path, monkeypatch):
     run._pause = 0.0
     finish(run, "one more", out)
     assert texts == ["run.json"]
+
+
+def test_ten_thousand_records_are_left_alone_until_the_end(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    finish(manifest(out), "case 00000", out)
+    records = Records(out)
+    text = records.path("case 00000").read_text(encoding="utf-8")
+    for number in range(1, 10_000):
+        name = f"case {number:05d}"
+        records.path(name).write_text(text.replace("case 00000", name), encoding="utf-8")
+    read, content = [], records_module._content
+    monkeypatch.setattr(records_module, "_content", lambda path: read.append(path) or content(path))
+    run = manifest(out)
+    finish(run, "one more", out)
+    assert len(read) < 10
+    run.assemble()
+    assert read_json(out / "run.json")["counts"] == {"done": 10_001, "failed": 0}
+    assert len(read) < 10_100, "each is read once"
 
 
 def test_resuming_reads_no_result_unless_asked_to(tmp_path, monkeypatch):
