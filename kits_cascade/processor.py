@@ -42,6 +42,11 @@ def surely_no_gpu() -> bool:
     return sys.platform == "linux" and not any(Path("/dev", node).exists() for node in _GPU_NODES)
 
 
+def memory_bytes() -> int:
+    """All of the machine's."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def threads_here() -> int:
     """With how many threads PyTorch computes in this process, or would; it is not loaded for that."""
     torch = sys.modules.get("torch")

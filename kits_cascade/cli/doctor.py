@@ -21,6 +21,7 @@ import typer
 from kits_cascade.cli.options import NnunetDir
 from kits_cascade.cli.root import app
 from kits_cascade.nnunet_folders import VARIABLES, folders_with_id, open_folders, trained_folds
+from kits_cascade.processor import memory_bytes
 from kits_cascade.stages import STAGES, Stage
 
 Status = Literal["ok", "warn", "fail"]
@@ -197,7 +198,7 @@ def _stage_models(stage: Stage, results: Path) -> Finding:
 
 
 def _memory() -> Iterable[Finding]:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    total = memory_bytes() / _GIB
     if total < LARGEST_CASE_GIB:
         remedy = f"the largest KiTS case (1059 x 512 x 512) takes {LARGEST_CASE_GIB:.0f} GiB; smaller scans may do"
         yield Finding("memory", "fail" if total < LARGEST_CASE_GIB / 2 else "warn", f"{total:.1f} GiB", remedy)

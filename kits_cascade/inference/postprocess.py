@@ -179,10 +179,11 @@ def _small_lesions(
 
 def _thin_rims(labels: Array, spacing: Spacing) -> list[str]:
     """Where the outputs for masses and for tumours end a voxel apart, what lies between is no cyst."""
-    found = components(labels == CYST)
+    cysts = np.ascontiguousarray(labels == CYST)
+    found = components(cysts)
     if not found.count or not (labels == TUMOR).any():
         return []
-    depth = edt.edt(np.ascontiguousarray(labels == CYST), anisotropy=spacing)
+    depth = edt.edt(cysts, anisotropy=spacing)
     deepest = ndimage.maximum(depth, found.labels, np.arange(1, found.count + 1))
     volumes = volumes_mm3(found, spacing)
     thin = np.concatenate([[False], (np.asarray(deepest) <= max(_RIM_MM, *spacing)) & (volumes < _RIM_MM3)])

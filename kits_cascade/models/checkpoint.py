@@ -9,6 +9,7 @@ from __future__ import annotations
 import pydoc
 import re
 import zipfile
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -68,11 +69,10 @@ def strip_checkpoint(source: Path, target: Path, *, half: bool = False) -> None:
         torch.save(small, stream)
 
 
-def widen_checkpoint(source: Path, target: Path, channels: int) -> None:
+def widened(weights: Mapping[str, Any], channels: int) -> dict[str, Any]:
     """Weights to start a network of the same plan from that sees ``channels``: what it knows less of, it ignores."""
     import torch
 
-    weights = load_checkpoint(source)["network_weights"]
     own = min(t.shape[1] for t in weights.values() if t.ndim == 5)  # of the convolutions, the first has the fewest
     made = {}
     for name, tensor in weights.items():
@@ -80,8 +80,7 @@ def widen_checkpoint(source: Path, target: Path, channels: int) -> None:
         missing = channels - own if first else 0
         more = [tensor.new_zeros((tensor.shape[0], missing, *tensor.shape[2:]))] if missing > 0 else []
         made[name] = torch.cat([tensor, *more], 1) if more else tensor
-    with atomic_path(target) as temporary, temporary.open("wb") as stream:
-        torch.save({"network_weights": made}, stream)
+    return made
 
 
 def pack_weights(weights: dict[str, Any], half: bool) -> dict[str, Any]:

@@ -110,11 +110,14 @@ def find_anatomies(folder: Path) -> list[Path]:
 
 def read_anatomy(path: Path) -> Anatomy:
     """An anatomy, ready to be painted."""
-    source = path if path.is_file() else path / "segmentations"
-    content = _cached(source, lambda: _prepare(*_structures(path)))
+    content = _body(path)
     sides = [str(side) for side in content["sides"]]
     centres = {side: _triple(centre) for side, centre in zip(sides, content["centres"], strict=True)}
     return Anatomy(path.name.split(".")[0], content["tissue"], content["outside"], centres)
+
+
+def _body(path: Path) -> dict[str, Array]:
+    return _cached(path if path.is_file() else path / "segmentations", lambda: _prepare(*_structures(path)))
 
 
 def _triple(values: Any) -> tuple[float, float, float]:
@@ -205,7 +208,7 @@ def find_masks(folder: Path) -> list[Path]:
 
 def read_kidneys(path: Path) -> list[KidneySource]:
     """The kidneys of a mask, with their masses; one that has them joined is left out."""
-    content = _cached(path, lambda: _split_kidneys(path))
+    content = _halves(path)
     name = path.stem if path.suffix == PREPARED else path.parent.name
     sources = []
     for side in ("left", "right"):
@@ -213,6 +216,10 @@ def read_kidneys(path: Path) -> list[KidneySource]:
             centre = _triple(content[f"{side}_centre"])
             sources.append(KidneySource(name, side, content[f"{side}_labels"], centre))
     return sources
+
+
+def _halves(path: Path) -> dict[str, Array]:
+    return _cached(path, lambda: _split_kidneys(path))
 
 
 _LEAST_ML: Final = 20.0
@@ -248,11 +255,9 @@ def prepare_sources(anatomies: Sequence[Path], masks: Sequence[Path], out: Path)
     Both folders are sources like those that they were made of.
     """
     for path in anatomies:
-        content = _cached(path if path.is_file() else path / "segmentations", lambda p=path: _prepare(*_structures(p)))
-        _write_prepared(out / "anatomy" / (path.name.split(".")[0] + PREPARED), content)
+        _write_prepared(out / "anatomy" / (path.name.split(".")[0] + PREPARED), _body(path))
     for path in masks:
-        content = _cached(path, lambda p=path: _split_kidneys(p))
-        _write_prepared(out / "masks" / (path.parent.name + PREPARED), content)
+        _write_prepared(out / "masks" / (path.parent.name + PREPARED), _halves(path))
 
 
 def _write_prepared(path: Path, content: dict[str, Array]) -> None:

@@ -23,6 +23,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def half_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where the device is fast in it: on GPUs, and on processors that multiply in it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" or fast_bfloat16(device))
+
+
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether the processor multiplies in bfloat16: a training step then takes two thirds of its time."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()

@@ -2,7 +2,7 @@
 
 import torch
 
-from kits_cascade.models.checkpoint import load_checkpoint, strip_checkpoint, widen_checkpoint
+from kits_cascade.models.checkpoint import load_checkpoint, strip_checkpoint, widened
 
 
 def write(path):
@@ -26,12 +26,10 @@ def test_half_precision_and_no_weight_twice(tmp_path):
         assert weights["count"] == 3
 
 
-def test_a_network_with_one_more_channel_starts_as_the_one_before(tmp_path):
+def test_a_network_with_one_more_channel_starts_as_the_one_before():
     first, second = torch.rand(8, 1, 3, 3, 3), torch.rand(8, 8, 3, 3, 3)
     weights = {"encoder.stages.0.conv.weight": first, "encoder.stages.1.conv.weight": second, "bias": torch.rand(8)}
-    torch.save({"network_weights": weights}, tmp_path / "one.pth")
-    widen_checkpoint(tmp_path / "one.pth", tmp_path / "two.pth", channels=2)
-    made = torch.load(tmp_path / "two.pth", weights_only=True)["network_weights"]
+    made = widened(weights, channels=2)
     wide = made["encoder.stages.0.conv.weight"]
     assert wide.shape == (8, 2, 3, 3, 3)
     torch.testing.assert_close(wide[:, :1], first)

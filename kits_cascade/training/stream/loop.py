@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from kits_cascade.files import atomic_path
-from kits_cascade.training.devices import fast_bfloat16
+from kits_cascade.training.devices import half_precision
 from kits_cascade.training.stream.crops import Cropper
 from kits_cascade.training.stream.pool import PooledCase
 from kits_cascade.training.stream.spoilt_prior import Prior
@@ -56,8 +56,7 @@ def loss_of(logits: Tensor, truth: Tensor) -> Tensor:
         entropy = binary_cross_entropy_with_logits(logits, truth)
         return 2 * entropy + 1 - soft_dice(torch.sigmoid(logits), truth)
     target = truth[:, 0].long()
-    classes = one_hot(target, 2).movedim(-1, 1).float()
-    return cross_entropy(logits, target) + 1 - soft_dice(torch.softmax(logits, 1)[:, 1:], classes[:, 1:])
+    return cross_entropy(logits, target) + 1 - soft_dice(torch.softmax(logits, 1)[:, 1:], truth)
 
 
 def _each_once(network: nn.Module) -> dict[str, Tensor]:
@@ -85,8 +84,6 @@ class Training:
         self._cropper, self._file, self._prior = cropper, state_file, prior
         self._average = {name: tensor.clone() for name, tensor in _each_once(network).items()}
         self._optimizer = torch.optim.AdamW(network.parameters(), lr=course.rate, weight_decay=course.decay)
-        device = next(network.parameters()).device
-        self._half = device.type == "cuda" or fast_bfloat16(device)
         self._spent, self._step = 0.0, 0
         if state_file.is_file():
             self._resume()
@@ -127,7 +124,7 @@ class Training:
         if self._prior is not None:
             image = torch.cat([image, self._prior.planes(image, labels)], 1)
         image = image.to(memory_format=torch.channels_last_3d)
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=self._half):
+        with half_precision(image.device):
             logits = self.network(image).float()
         loss = loss_of(logits, truth)
         self._optimizer.zero_grad(set_to_none=True)

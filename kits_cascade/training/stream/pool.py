@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from kits_cascade.files import atomic_path
-from kits_cascade.labels import CYST, KIDNEY, TUMOR
+from kits_cascade.labels import LABEL_NAMES
 from kits_cascade.synthetic.painter import PaintedCase, PaintOptions, Sources, paint_case
 from kits_cascade.volumes.volume import Array
 
-LABELS: Final = {"kidney": KIDNEY, "tumor": TUMOR, "cyst": CYST}
+LABELS: Final = {name: value for value, name in LABEL_NAMES.items()}
 TISSUE_BITS: Final = 6  # a voxel's code holds its tissue + 1 below, its label above; 0: outside of the scan
 _HU_RANGE: Final = (-500, 900)
 _SPOTS: Final = 300  # places of each label that are kept, to centre crops on

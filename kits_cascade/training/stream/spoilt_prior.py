@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool3d
 
-from kits_cascade.training.devices import fast_bfloat16
+from kits_cascade.training.devices import half_precision
 
 
 class Prior:
@@ -23,8 +23,7 @@ class Prior:
         masks = self._spoilt((labels > 0).float()[:, None], labels)
         if self._network is None:
             return masks
-        half = image.device.type == "cuda" or fast_bfloat16(image.device)
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=half):
+        with half_precision(image.device):
             logits = self._network(image.to(memory_format=torch.channels_last_3d))
         found = (logits[:, 1:] > logits[:, :1]).float()
         return torch.where(self._chance(len(image), self._share), found, masks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +13,9 @@ import torch
 from kits_cascade.errors import UsageError
 from kits_cascade.files import atomic_path, read_json, write_json
 from kits_cascade.labels import REGIONS
-from kits_cascade.models.checkpoint import load_checkpoint
+from kits_cascade.models.checkpoint import load_checkpoint, widened
 from kits_cascade.nnunet_folders import CHECKPOINT, STREAM_LOG
+from kits_cascade.processor import memory_bytes
 from kits_cascade.stages import KIDNEY_STAGE, MASSES_STAGE, Stage
 from kits_cascade.training.architecture import build_network
 from kits_cascade.training.stream.crops import Cropper, CropPlan
@@ -76,10 +76,7 @@ def default_batch(device: str) -> int:
 
 def pool_size(device: torch.device, most: int) -> int:
     """How many cases fit."""
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory_bytes()
     return max(_FIRST_CASES, min(most, int(memory * _MEMORY_SHARE / _CASE_BYTES)))
 
 
@@ -143,10 +140,7 @@ def _network(configuration: Mapping[str, Any], seed: int, weights: Path | None) 
     channels = len(configuration["normalization_schemes"])
     network = build_network(configuration["architecture"], channels, 2, deep_supervision=False)
     if weights is not None:
-        given = load_checkpoint(weights)["network_weights"]
-        for name, own in network.state_dict().items():
-            own.zero_()
-            own[tuple(slice(0, size) for size in given[name].shape)].copy_(given[name])
+        network.load_state_dict(widened(load_checkpoint(weights)["network_weights"], channels))
     return network
 
 
