@@ -106,9 +106,13 @@ def share_splits(
 def split_source(folders: NnunetFolders, source: RawDataset, seed: int = 0) -> None:
     """The split of the source alone, where none is there yet: as derive-stages would make it of the same cases."""
     if read_splits(source.folder / SPLITS_FILE) is None:
-        facts = read_json(source.folder / CONVERSION_FILE)["cases"] if has_facts(source.folder) else {}
-        traits = {name: _traits_of(name, facts.get(name)) for name in source.cases()}
-        share_splits(folders, source, (), traits, seed)
+        share_splits(folders, source, (), source_traits(source), seed)
+
+
+def source_traits(source: RawDataset) -> dict[str, CaseTraits]:
+    """What convert has left of each case, as far as it has."""
+    facts = read_json(source.folder / CONVERSION_FILE)["cases"] if has_facts(source.folder) else {}
+    return {name: _traits_of(name, facts.get(name)) for name in source.cases()}
 
 
 def has_facts(folder: Path) -> bool:

@@ -1,11 +1,10 @@
-"""Every system on tiny phantoms, made small, by the commands that a user types (in this process, for `matrix`).
+"""Every system on tiny phantoms, made small, by the commands that a user types, in this process.
 
-    python -m tests.benchmarks.system_matrix matrix --work DIR [--systems LIST] [--markdown FILE]
-    python -m tests.benchmarks.system_matrix compare --work DIR --systems cascade,unet2d [--folds 0] [--workers 2]
+    python -m tests.benchmarks.system_matrix --work DIR [--systems LIST] [--markdown FILE]
 
-`matrix`: two epochs of a step each, validation, nnUNetv2_predict, kits-cascade predict, export, import, and prediction
+Two epochs of a step each, validation, nnUNetv2_predict, kits-cascade predict, export, import, and prediction
 from the bundle, which must give the same bytes. A cell says yes only after its files have been looked at. Rows are kept
-in DIR/rows.json, so that the table can be made in several runs. `compare`: a whole comparison, six epochs in all.
+in DIR/rows.json, so that the table can be made in several runs.
 """
 
 import argparse
@@ -14,7 +13,7 @@ import json
 import math
 import os
 import sys
-from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -23,12 +22,8 @@ from unittest.mock import patch
 from kits_cascade.data.presets import load_preset, preset_path
 from kits_cascade.files import read_json, write_json
 from kits_cascade.nnunet_folders import open_folders
-from kits_cascade.recipes.budget import parse_budget
-from kits_cascade.recipes.compare import compare
-from kits_cascade.recipes.compare_steps import Comparison
 from kits_cascade.recipes.steps import TWO_CORES
 from kits_cascade.recipes.train import train
-from kits_cascade.runs.executors import local_workers, worker_environments
 from kits_cascade.stages import SOURCE_STAGE
 from kits_cascade.systems import SYSTEMS, find_system
 from tests.training.tiny import inline_workers
@@ -45,7 +40,7 @@ OWN_PATCH = ("nnunet", "nnunet-resenc-l")  # as nnU-Net plans them for such phan
 COLUMNS = ("train", "validation", "nnUNetv2_predict", "predict", "export", "import", "from the bundle")
 
 
-def small(system, work, epochs=EPOCHS):
+def small(system, work):
     """The row with a preset for a processor: small patches, coarse voxels, few steps."""
     content = read_json(preset_path("demo" if system.name == "cascade" else system.preset))
     if system.is_single and system.name not in OWN_PATCH:
@@ -54,7 +49,7 @@ def small(system, work, epochs=EPOCHS):
         values = content["stages"]["source"][configuration]
         values |= {"patch_size": [32] * axes, "batch_size": 2, "spacing": [8.0] * axes}
         values["architecture"]["arch_kwargs"] |= SMALLER.get(system.name, {})
-    content["training"] = {**content.get("training", {}), "num_epochs": epochs, **STEPS}
+    content["training"] = {**content.get("training", {}), "num_epochs": EPOCHS, **STEPS}
     path = work / "presets" / f"{system.name}.json"
     write_json(path, content)
     return replace(system, preset=str(path))
@@ -237,38 +232,16 @@ def matrix(given, systems):
     return any("failed" in rows[system.name] for system in systems)
 
 
-def whole_comparison(given, systems):
-    folders, _ = dataset(given.work)
-    rows = tuple(small(system, given.work) for system in systems)
-    folds = tuple(int(fold) for fold in given.folds.split(","))
-    os.environ |= TWO_CORES
-    plan = Comparison(
-        folders, given.work / "comparison", rows, folds, parse_budget("6epochs"), SOURCE_STAGE.dataset_id, "cpu", False
-    )
-    workers = local_workers(worker_environments(given.workers)) if given.workers else nullcontext((None, 0))
-    begin = perf_counter()
-    with workers as (executor, _):
-        report = compare(plan, say=print, executor=executor)
-    print((plan.out / "comparison.csv").read_text(encoding="utf-8"))
-    print(
-        f"{perf_counter() - begin:.0f} s; {len(report.steps)} steps; failed: {report.failed or 'none'}; {report.page}"
-    )
-    return bool(report.failed)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["matrix", "compare"])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--systems", default=",".join(system.name for system in SYSTEMS))
-    parser.add_argument("--folds", default="0")
-    parser.add_argument("--workers", help="of compare: processes, each with a system at a time")
     parser.add_argument("--markdown", type=Path)
     given = parser.parse_args()
     given.work = given.work.resolve()
     given.work.mkdir(parents=True, exist_ok=True)
     chosen = [find_system(name) for name in given.systems.split(",")]
-    sys.exit({"matrix": matrix, "compare": whole_comparison}[given.what](given, chosen))
+    sys.exit(matrix(given, chosen))
 
 
 if __name__ == "__main__":
