@@ -140,25 +140,42 @@ def _check_archive(path: Path) -> None:
         raise ModelError(f"{path}: unpacks to far more than its own size; refused")
 
 
-def check_plans(path: Path) -> None:
-    """Raise where plans.json names anything but networks and layers: nnU-Net imports and calls what is named there."""
+def check_plans(path: Path, *, names_only: bool = False) -> None:
+    """Raise where plans.json names anything but networks and layers: nnU-Net imports and calls what is named there.
+
+    ``names_only``: nothing is imported. Then what is named must be looked at before it is called: by
+    :func:`require_modules`, which whoever builds a network does.
+    """
     try:
         plans = read_json(path)
         configurations = plans["configurations"]
         for configuration in configurations.values():
             architecture = configuration.get("architecture")
-            if architecture is not None:
-                _check_architecture(architecture, path)
+            for name, pattern in [] if architecture is None else _named(architecture):
+                if not (isinstance(name, str) and pattern.fullmatch(name)):
+                    raise _refused(name, path)
+                if not names_only:
+                    _require_module(name, path)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: not a valid plans file ({error!r})") from error
 
 
-def _check_architecture(architecture: dict[str, Any], path: Path) -> None:
-    _check_class(architecture["network_class_name"], _NETWORKS, path)
+def names_known_parts(architecture: dict[str, Any]) -> bool:
+    """Whether a network is made of what bundles may hold: of packages with versions, and of our own code."""
+    return all(isinstance(name, str) and pattern.fullmatch(name) for name, pattern in _named(architecture))
+
+
+def require_modules(architecture: dict[str, Any], path: Path) -> None:
+    """Raise where a network that is about to be built, or one of its layers, is anything but a class of PyTorch's."""
+    for name, _ in _named(architecture):
+        _require_module(name, path)
+
+
+def _named(architecture: dict[str, Any]) -> list[tuple[Any, re.Pattern[str]]]:
+    """What a plan names to be imported and called, each with the names that are allowed."""
     arguments = architecture["arch_kwargs"]
-    for key in architecture["_kw_requires_import"]:
-        if arguments.get(key) is not None:
-            _check_class(arguments[key], _LAYERS, path)
+    layers = [arguments[key] for key in architecture["_kw_requires_import"] if arguments.get(key) is not None]
+    return [(architecture["network_class_name"], _NETWORKS), *((layer, _LAYERS) for layer in layers)]
 
 
 def locate_class(name: str) -> Any:
@@ -168,10 +185,14 @@ def locate_class(name: str) -> Any:
     return pydoc.locate(name)
 
 
-def _check_class(name: Any, pattern: re.Pattern[str], path: Path) -> None:
+def _require_module(name: Any, path: Path) -> None:
     import torch
 
     # The pattern keeps foreign modules from being imported; the look-up, functions and imports of allowed modules out.
-    found = locate_class(name) if isinstance(name, str) and pattern.fullmatch(name) else None
+    found = locate_class(name) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, torch.nn.Module)):
-        raise ModelError(f"{path}: names {name!r} where a network or a layer must be; refused")
+        raise _refused(name, path)
+
+
+def _refused(name: Any, path: Path) -> ModelError:
+    return ModelError(f"{path}: names {name!r} where a network or a layer must be; refused")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -171,8 +172,19 @@ def describe_networks(models: Models) -> list[dict[str, Any]]:
     ]
 
 
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file, read once as long as it stays what it is."""
+    stat = path.stat()
+    return _checksum_of(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=256)
+def _checksum_of(path: Path, *_state: int) -> str:
+    return sha256(path)
+
+
 def _checksum(path: Path, expected: Mapping[Path, str]) -> str:
-    found = sha256(path)
+    found = file_checksum(path)
     if expected.get(path, found) != found:
         raise ModelError(f"{path}: not what its bundle's manifest says (checksum); import the bundle again")
     return found

@@ -34,7 +34,8 @@ PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 def read_bundle_manifest(folder: Path) -> dict[str, Any]:
     """The checked manifest of an unpacked bundle, after a look at everything but the weights.
 
-    Weights are checked when they are loaded, and their checksums when run.json is written, so that they are read once.
+    Weights are checked when they are loaded, and their checksums when run.json is written, so that they are read once;
+    classes are looked at when networks are built of them.
     """
     try:
         content = _checked_manifest(read_json(folder / MANIFEST), folder / MANIFEST)
@@ -47,7 +48,7 @@ def read_bundle_manifest(folder: Path) -> dict[str, Any]:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise ModelError(f"{folder}: {name} leads out of the bundle; refused")
         if path.name == "plans.json":
-            check_plans(path)
+            check_plans(path, names_only=True)
     return content
 
 

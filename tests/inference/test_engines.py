@@ -14,7 +14,7 @@ from torch import nn
 
 from kits_cascade.errors import EnvironmentNotReadyError, MissingExtraError, UsageError
 from kits_cascade.inference.cascade import Speed
-from kits_cascade.inference.nnunet import engines, openvino_engine
+from kits_cascade.inference.nnunet import engines, network_source, openvino_engine
 from kits_cascade.inference.nnunet.engine_networks import TorchNetwork, build_engine
 from kits_cascade.inference.nnunet.engines import (
     BF16,
@@ -34,6 +34,7 @@ from kits_cascade.inference.nnunet.tiles import TileOptions
 from kits_cascade.models.choose import resolve_models
 from kits_cascade.processor import processor_flags, processor_name
 from kits_cascade.runs.predict import predict_folder
+from kits_cascade.stages import KIDNEY_STAGE
 from kits_cascade.training.augment import BinaryPrior
 from kits_cascade.training.devices import fast_bfloat16
 from kits_cascade.training.networks.subvoxel import SubvoxelUNet
@@ -315,6 +316,66 @@ def test_a_prediction_says_what_it_computed_with(tmp_path, monkeypatch, caplog):
     assert all(dice(labels[0] == value, labels[1] == value) > 0.999 for value in (1, 2, 3))
     assert "MassesTumor" in caplog.text
     assert "it has a loop" in caplog.text
+
+
+def small_unet(results):
+    """A trained kidney network that is made of known parts."""
+    network = unet(strides=(1, 2))
+    arguments = {
+        "n_stages": 2,
+        "features_per_stage": [8, 16],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * 2,
+        "strides": [[1, 1, 1], [2, 2, 2]],
+        "n_conv_per_stage": [1, 1],
+        "n_conv_per_stage_decoder": [1],
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    architecture = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": arguments,
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+    folder = write_models(results) / KIDNEY_STAGE.dataset / f"nnUNetTrainer__nnUNetPlans__{KIDNEY_STAGE.configuration}"
+    content = json.loads((folder / "plans.json").read_text())
+    content["configurations"][KIDNEY_STAGE.configuration]["architecture"] = architecture
+    (folder / "plans.json").write_text(json.dumps(content))
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    torch.save(torch.load(path, weights_only=False) | {"network_weights": network.state_dict()}, path)
+    return resolve_models(results).kidney
+
+
+@needs_openvino
+def test_a_network_that_is_kept_is_neither_read_nor_built(tmp_path, monkeypatch):
+    model, computing = small_unet(tmp_path), Computing(OPENVINO, FP32, CPU)
+    data = torch.randn((1, 40, 32, 70), generator=torch.Generator().manual_seed(0))
+    first = StageNetwork(model, computing, TileOptions()).predictor
+
+    def not_again(*_, **__):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(network_source, "load_checkpoint", not_again)
+    again = StageNetwork(model, computing, TileOptions()).predictor
+    assert again.mirror_axes == first.mirror_axes == (0,)
+    torch.testing.assert_close(again.logits(data), first.logits(data), atol=0, rtol=0)
+    with pytest.raises(AssertionError, match="read again"):
+        StageNetwork(model, Computing(TORCH, FP32, CPU), TileOptions())
+    path = model.checkpoints[0]
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(AssertionError, match="read again"):
+        StageNetwork(model, computing, TileOptions())
+
+
+@needs_openvino
+def test_a_network_of_foreign_code_is_built_each_time(tmp_path):
+    stage = StageNetwork(resolve_models(write_models(tmp_path)).kidney, Computing(OPENVINO, FP32, CPU), TileOptions())
+    assert network_source.NetworkSource(stage.model, stage.plans, stage.dataset).names == []
 
 
 @needs_openvino

@@ -21,10 +21,12 @@ from kits_cascade.inference.nnunet.stage import StageNetwork
 from kits_cascade.inference.nnunet.tiles import TileOptions
 from kits_cascade.inference.roi import FineGrid
 from kits_cascade.models.choose import resolve_models
+from kits_cascade.nnunet_plugin import kits_cascade_trainers
 from kits_cascade.stages import COARSE, KIDNEY_STAGE, MASSES_STAGE
-from kits_cascade.training import demo_trainers, trainers
+from kits_cascade.training import trainers
 from kits_cascade.training.base import KitsTrainer
 from kits_cascade.training.devices import choose_device
+from kits_cascade.training.trainer_names import OUR_TRAINERS
 from kits_cascade.volumes.geometry import Box
 from tests.inference.handmade import make_case, write_model, write_models
 
@@ -251,11 +253,11 @@ def test_probabilities_in_the_regions_shape(tmp_path):
         assert network.values.min() >= 0.5 and network.values.max() <= 1
 
 
-@pytest.mark.parametrize("name", [*trainers.__all__, *demo_trainers.__all__])
-def test_our_trainers_train_the_network_of_the_plans(name):
-    """By their entry in the plans they are known, and their network is built without them."""
-    ours = getattr(trainers, name, None) or getattr(demo_trainers, name)
-    assert ours.build_network_architecture is KitsTrainer.build_network_architecture
+def test_our_trainers_train_the_network_of_the_plans():
+    """By their entry in the plans, or by name, they are known, and their network is built without them."""
+    ours = {n: getattr(kits_cascade_trainers, n) for n in vars(kits_cascade_trainers) if n.endswith("Trainer")}
+    assert set(ours) == OUR_TRAINERS
+    assert {kind.build_network_architecture for kind in ours.values()} == {KitsTrainer.build_network_architecture}
 
 
 def test_our_networks_see_a_binary_kidney_channel(tmp_path):

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from kits_cascade.cli.app import app
 from kits_cascade.errors import ModelError, UsageError
 from kits_cascade.models.bundle import bundle_path, export_models, import_models
-from kits_cascade.models.checkpoint import check_plans, load_checkpoint
+from kits_cascade.models.checkpoint import check_plans, load_checkpoint, require_modules
 from kits_cascade.models.choose import resolve_models
 from kits_cascade.models.network import MANIFEST, describe_networks
 from kits_cascade.stages import COARSE, KIDNEY_STAGE, MASSES_STAGE, STAGES
@@ -279,6 +279,8 @@ def test_plans_may_name_networks_and_layers_only(tmp_path, name, where):
     path.write_text(json.dumps(content))
     with pytest.raises(ModelError, match="refused"):
         check_plans(path)
+    with pytest.raises(ModelError, match="refused"):
+        require_modules(architecture, path)  # whatever a look at the names alone has let pass
     assert not (tmp_path / "mark").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,6 +24,7 @@ from kits_cascade.inference.nnunet.engines import (
     hardware,
 )
 
+_AXES: Final = "mirror_axes"  # kept beside a network
 # oneDNN convolves in bfloat16 fastest with the channels last, and in fp32 with the channels first: docs/benchmarks.md.
 _CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -65,19 +67,49 @@ class Built:
     network: nn.Module
     folds: list[Any]
     fell_back: str = ""  # why it is PyTorch after all
+    mirror_axes: tuple[int, ...] = ()  # along which the network may be shown mirrored tiles
 
 
-def build_engine(network: nn.Module, weights: list[Any], shape: tuple[int, ...], computing: Computing) -> Built:
-    """The networks of a stage (``weights``: one per fold) for tiles of ``shape``, batch and channels included."""
+def build_engine(
+    network: nn.Module,
+    weights: list[Any],
+    shape: tuple[int, ...],
+    computing: Computing,
+    *,
+    names: Sequence[str] = (),
+    mirror_axes: tuple[int, ...] = (),
+) -> Built:
+    """The networks of a stage (``weights``: one per fold) for tiles of ``shape``, batch and channels included.
+
+    ``names``: by which the engine may keep them, one for each fold. See :func:`kept_in_engine`.
+    """
     if computing.engine == TORCH:
         plain = computing == as_nnunet(computing.device)
-        return Built(network if plain else TorchNetwork(network, computing, len(shape)), weights)
+        made = network if plain else TorchNetwork(network, computing, len(shape))
+        return Built(made, weights, mirror_axes=mirror_axes)
+    about = {_AXES: list(mirror_axes)}
     try:
-        threads = computing.threads or torch.get_num_threads()
-        compiled = openvino_engine.convert(network, weights, shape, computing.precision, threads)
+        compiled = openvino_engine.convert(
+            network, weights, shape, computing.precision, _threads(computing), names=names, about=about
+        )
     except openvino_engine.ConversionError as error:
-        return Built(TorchNetwork(network, computing, len(shape)), weights, str(error))
-    return Built(compiled, list(range(len(weights))))
+        return Built(TorchNetwork(network, computing, len(shape)), weights, str(error), mirror_axes)
+    return Built(compiled, list(range(len(weights))), mirror_axes=mirror_axes)
+
+
+def kept_in_engine(names: Sequence[str], computing: Computing) -> Built | None:
+    """The networks that the engine has kept under these names, all of them; None where it has not, or keeps none."""
+    if computing.engine != OPENVINO or not names:
+        return None
+    found = openvino_engine.kept(names, computing.precision, _threads(computing))
+    if found is None:
+        return None
+    network, about = found
+    return Built(network, list(range(len(names))), mirror_axes=tuple(about.get(_AXES, ())))
+
+
+def _threads(computing: Computing) -> int:
+    return computing.threads or torch.get_num_threads()
 
 
 def describe_computing(computing: Computing) -> dict[str, Any]:

@@ -30,6 +30,7 @@ _PRECISION: Final = {"fp32": "f32", "bf16": "bf16"}
 _EDGES: Final = (16, 32, 64, None)  # of the example that a network is traced with; None: a whole tile
 _TOLERANCE: Final = 1e-3
 _MODEL, _WEIGHTS, _SUMS = "network.xml", "network.bin", "sums.json"
+_ABOUT: Final = "about"  # in the sums
 
 
 class ConversionError(Exception):
@@ -87,14 +88,41 @@ class OpenVinoNetwork(nn.Module):
 
 
 def convert(
-    network: nn.Module, weights: Sequence[dict[str, Any]], shape: tuple[int, ...], precision: str, threads: int
+    network: nn.Module,
+    weights: Sequence[dict[str, Any]],
+    shape: tuple[int, ...],
+    precision: str,
+    threads: int,
+    *,
+    names: Sequence[str] = (),
+    about: dict[str, Any] | None = None,
 ) -> OpenVinoNetwork:
-    """The network with each fold's weights, compiled for tiles of ``shape``; raises a ConversionError."""
+    """The network with each fold's weights, compiled for tiles of ``shape``; raises a ConversionError.
+
+    They are kept under ``names``, one for each fold, with what there is to say ``about`` them; without names, under a
+    mark of the network and its weights.
+    """
     folds = []
-    for state in weights:
+    for number, state in enumerate(weights):
         network.load_state_dict(state)
-        folds.append(_compiled(_cached(network.eval(), state, shape), precision, threads))
+        name = names[number] if names else _key(network.eval(), state, shape)
+        folds.append(_compiled(_cached(network.eval(), shape, name, about or {}), precision, threads))
     return OpenVinoNetwork(folds)
+
+
+def kept(names: Sequence[str], precision: str, threads: int) -> tuple[OpenVinoNetwork, dict[str, Any]] | None:
+    """The networks of these names, compiled, with what is said about the first; None where one is not kept whole."""
+    found = []
+    for name in names:
+        model = _read(cache_folder() / name)
+        if model is None:
+            return None
+        found.append(model)
+    try:
+        compiled = OpenVinoNetwork([_compiled(model, precision, threads) for model in found])
+    except ConversionError:
+        return None
+    return compiled, dict(read_json(cache_folder() / names[0] / _SUMS).get(_ABOUT, {}))
 
 
 def _compiled(model: Any, precision: str, threads: int) -> Any:
@@ -118,14 +146,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kits-cascade" / "openvino"
 
 
-def _cached(network: nn.Module, state: dict[str, Any], shape: tuple[int, ...]) -> Any:
-    entry = cache_folder() / _key(network, state, shape)
-    kept = _read(entry)
-    if kept is not None:
-        return kept
+def _cached(network: nn.Module, shape: tuple[int, ...], name: str, about: dict[str, Any]) -> Any:
+    entry = cache_folder() / name
+    there = _read(entry)
+    if there is not None:
+        return there
     model = convert_network(network, shape)
     with suppress(OSError):  # a cache that cannot be written only costs the conversion again
-        _keep(model, entry)
+        _keep(model, entry, about)
     return _read(entry) or model  # the one on the disk shares no memory with PyTorch's weights
 
 
@@ -164,14 +192,15 @@ def _read(entry: Path) -> Any:
     return None
 
 
-def _keep(model: Any, entry: Path) -> None:
+def _keep(model: Any, entry: Path, about: dict[str, Any] | None = None) -> None:
     """Beside its place first, and moved there whole. Where another process was faster, its own is as good."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=entry.parent, ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary) / "entry"
         folder.mkdir()
         load_openvino().save_model(model, folder / _MODEL, compress_to_fp16=False)
-        write_json(folder / _SUMS, {name: sha256(folder / name) for name in (_MODEL, _WEIGHTS)})
+        sums = {name: sha256(folder / name) for name in (_MODEL, _WEIGHTS)}
+        write_json(folder / _SUMS, {**sums, _ABOUT: about or {}})
         if _read(entry) is None:
             shutil.rmtree(entry, ignore_errors=True)
             folder.replace(entry)

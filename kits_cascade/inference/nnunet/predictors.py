@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
@@ -75,9 +76,10 @@ class Roi:
         # A single fine network is as sure of the masses as of the kidney around them.
         for name in ("kidney", "masses") if alone else (told.stage,):
             self.certainty.append(replace(told, stage=name))
+        if not self._networks.keep_probabilities:
+            return stage.region_labels(logits, prepared)
         back = stage.resampled_logits(logits, prepared)
-        if self._networks.keep_probabilities:
-            self.probabilities[stage.model.label] = stage.probabilities(back, prepared)
+        self.probabilities[stage.model.label] = stage.probabilities(back, prepared)
         return stage.labels(back, prepared)
 
 
@@ -95,9 +97,10 @@ class NnunetPredictors:
         self.computing = _settled(computing)
         coarse = coarse or TileOptions(0.75, mirror=False)
         fine = fine or TileOptions()
-        self.coarse_stage = StageNetwork(models.coarse, self.computing, coarse)
-        self.kidney_stage = StageNetwork(models.kidney, self.computing, kidney or fine)
-        self.mass_stages = [StageNetwork(model, self.computing, fine) for model in models.masses]
+        wanted = [(models.coarse, coarse), (models.kidney, kidney or fine), *((model, fine) for model in models.masses)]
+        with ThreadPoolExecutor(len(wanted)) as pool:
+            loaded = list(pool.map(lambda one: StageNetwork(one[0], self.computing, one[1]), wanted))
+        self.coarse_stage, self.kidney_stage, *self.mass_stages = loaded
         # A single fine network answers for the kidney and for what is in it.
         self.fine_names = None if models.masses else kits_names(self.kidney_stage.dataset["labels"])
         self.keep_probabilities = False
@@ -165,7 +168,7 @@ class WholePredictor:
         """KiTS labels at the voxels of the image."""
         prepared = self.stage.prepare([np.ascontiguousarray(image)], spacing, {})
         logits = self.stage.logits(prepared, None)
-        return self.stage.labels(self.stage.resampled_logits(logits, prepared), prepared)
+        return self.stage.region_labels(logits, prepared)
 
 
 def _settled(computing: Computing | str) -> Computing:

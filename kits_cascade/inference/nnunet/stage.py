@@ -9,13 +9,14 @@ from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from kits_cascade.files import read_json
 from kits_cascade.inference.certainty import Agreement, Certainty
+from kits_cascade.inference.nnunet.decide import Decision, decision_of, is_plain, resampled_labels
 from kits_cascade.inference.nnunet.engines import Computing
+from kits_cascade.inference.nnunet.plan_reader import read_plans
 from kits_cascade.inference.nnunet.plan_rules import BY_VOXEL, box_of_nonzero, normalizer, plan_method, unchanged
-from kits_cascade.inference.nnunet.resample import new_shape, resample
+from kits_cascade.inference.nnunet.resample import Method, new_shape, resample
 from kits_cascade.inference.nnunet.sliding_window import SlidingWindow
 from kits_cascade.inference.nnunet.tiles import TileOptions, load_predictor
 from kits_cascade.inference.roi import FineGrid
@@ -44,13 +45,13 @@ class StageNetwork:
     model: StageModel
     computing: Computing
     tiles: TileOptions
-    plans: PlansManager = field(init=False)
+    plans: Any = field(init=False)  # of nnU-Net's kind
     dataset: dict[str, Any] = field(init=False)
     labels_of_plan: Any = field(init=False)  # nnU-Net's label manager
     predictor: SlidingWindow = field(init=False)
 
     def __post_init__(self) -> None:
-        self.plans = PlansManager(read_json(self.model.folder / "plans.json"))
+        self.plans = read_plans(read_json(self.model.folder / "plans.json"), self.model.configuration)
         self.dataset = read_json(self.model.folder / "dataset.json")
         self.labels_of_plan = self.plans.get_label_manager(self.dataset)
         self.predictor = load_predictor(self.model, self.plans, self.dataset, self.computing, self.tiles)
@@ -149,16 +150,20 @@ class StageNetwork:
 
         return wanted
 
-    def resampled_logits(self, logits: torch.Tensor, prepared: Prepared) -> torch.Tensor:
-        """The logits at the voxels of the region's part that is not empty, in half precision as nnU-Net has them."""
-        source = self._target_spacing(prepared.spacing)
+    def _way_back(self, prepared: Prepared) -> Method | None:
+        """How logits come to the region's voxels; None for functions that are not known here."""
         settings = self.configuration.configuration
         name, options = settings["resampling_fn_probabilities"], settings["resampling_fn_probabilities_kwargs"]
+        return plan_method(name, options, self._target_spacing(prepared.spacing), prepared.spacing)
+
+    def resampled_logits(self, logits: torch.Tensor, prepared: Prepared) -> torch.Tensor:
+        """The logits at the voxels of the region's part that is not empty, in half precision as nnU-Net has them."""
         shape = prepared.box.shape
         if tuple(logits.shape[1:]) == shape:
             return logits
-        method = plan_method(name, options, source, prepared.spacing)
+        method = self._way_back(prepared)
         if method is None:
+            source = self._target_spacing(prepared.spacing)
             return torch.as_tensor(
                 self.configuration.resampling_fn_probabilities(logits, shape, source, prepared.spacing)
             )
@@ -167,9 +172,20 @@ class StageNetwork:
             result[channel] = resample(part.numpy(), shape, method)
         return result
 
+    def region_labels(self, logits: torch.Tensor, prepared: Prepared) -> Array:
+        """The label map at the region's voxels, from logits on the network's grid."""
+        method, shape = self._way_back(prepared), prepared.box.shape
+        if method is None or not is_plain(method) or tuple(logits.shape[1:]) == shape:
+            return self.labels(self.resampled_logits(logits, prepared), prepared)
+        return self._back(resampled_labels(logits, shape, method, self._decision), prepared, 0)
+
+    @cached_property
+    def _decision(self) -> Decision:
+        return decision_of(self.labels_of_plan)
+
     def labels(self, logits: torch.Tensor, prepared: Prepared | None = None) -> Array:
         """nnU-Net's label map from logits; with ``prepared`` put back into the region's axes and shape."""
-        labels = np.asarray(_label_map(logits, self.labels_of_plan))
+        labels = self._decision.labels(logits).numpy()
         return labels if prepared is None else self._back(labels, prepared, 0)
 
     def probabilities(self, logits: torch.Tensor, prepared: Prepared) -> Array:
@@ -200,11 +216,11 @@ class StageNetwork:
 
     def holds(self, labels: Array, *names: str) -> Array:
         """Where a label map has a value of one of the named labels or regions."""
-        table = np.zeros(256, dtype=bool)
-        for name in names:
-            entry = self.dataset["labels"].get(name, [])
-            table[np.asarray(entry, dtype=np.intp)] = True
-        return cast("Array", table[labels])
+        values = {int(v) for name in names for v in np.atleast_1d(self.dataset["labels"].get(name, []))}
+        found = np.zeros(labels.shape, dtype=bool)
+        for value in values:  # faster than a table: there are few
+            np.logical_or(found, labels == value, out=found)
+        return found
 
 
 @torch.inference_mode()
@@ -215,15 +231,3 @@ def _fill_gaps(logits: torch.Tensor, regions: bool) -> None:
         logits[:, gaps] = _NOT_PREDICTED
         if not regions:
             logits[0, gaps] = -_NOT_PREDICTED
-
-
-def _label_map(logits: torch.Tensor, manager: Any) -> torch.Tensor:
-    """As nnU-Net's label manager decides, without its copies: a sigmoid above 0.5 is a logit above 0."""
-    if manager.has_regions:
-        labels = torch.zeros(logits.shape[1:], dtype=torch.uint8)
-        for channel, value in enumerate(manager.regions_class_order):
-            labels[logits[channel] > 0] = int(value)
-        return labels
-    if logits.shape[0] == 2:
-        return (logits[1] > logits[0]).to(torch.uint8)
-    return torch.from_numpy(logits.float().numpy().argmax(0).astype(np.uint8))

@@ -1,0 +1,156 @@
+"""A model's network and weights, read and built only where somebody needs them: an engine may have kept them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final, cast
+
+from torch import nn
+
+from kits_cascade.errors import ModelError
+from kits_cascade.files import digest
+from kits_cascade.inference.nnunet.plan_reader import input_channels
+from kits_cascade.models.checkpoint import load_checkpoint, names_known_parts, require_modules
+from kits_cascade.models.network import StageModel, file_checksum
+from kits_cascade.training.trainer_names import OUR_TRAINERS
+from kits_cascade.training.trainer_options import TrainerOptions
+from kits_cascade.version import __version__
+
+# What makes a network of a plan, besides the weights: other packages by their versions, our own code by its text.
+_PACKAGES: Final = ("openvino", "torch", "dynamic_network_architectures", "nnunetv2", "monai")
+_CODE: Final = (
+    "training/networks/*.py",
+    "training/architecture.py",
+    "training/augment.py",
+    "training/prior.py",
+    "inference/nnunet/*.py",
+)
+_NNUNET: Final = "nnUNetTrainer"
+
+
+@dataclass(frozen=True)
+class NetworkSource:
+    """The networks of a model, one for each of its folds."""
+
+    model: StageModel
+    plans: Any
+    dataset: dict[str, Any]
+
+    @property
+    def _configuration(self) -> Any:
+        return self.plans.get_configuration(self.model.configuration)
+
+    @property
+    def _channels(self) -> tuple[int, int]:
+        """In and out."""
+        heads = self.plans.get_label_manager(self.dataset).num_segmentation_heads
+        return input_channels(self.plans, self._configuration, self.dataset), int(heads)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a tile, batch and channels included."""
+        return (1, self._channels[0], *(int(n) for n in self._configuration.patch_size))
+
+    @property
+    def _is_of_the_plans(self) -> bool:
+        """Whether the network is the one that the plans name.
+
+        Our trainers complete their entry in the plans, and train that network; so does nnU-Net's own trainer. Known by
+        that, or by name, they need not be searched among all of nnU-Net's trainers, which takes seconds.
+        """
+        return self._is_ours or self.model.trainer == _NNUNET
+
+    @property
+    def _is_ours(self) -> bool:
+        entry = TrainerOptions.from_plans(self.plans.plans).prior_channels is not None
+        return entry or self.model.trainer in OUR_TRAINERS
+
+    @cached_property
+    def names(self) -> list[str]:
+        """One for each fold, which tells all that decides its network; none where foreign code makes it."""
+        architecture = self._configuration.configuration["architecture"]
+        if not self._is_of_the_plans or not names_known_parts(architecture):
+            return []
+        options = TrainerOptions.from_plans(self.plans.plans)
+        same = [
+            architecture,
+            options.prior_channels if self._is_ours else None,
+            self._channels,
+            self.shape,
+            __version__,
+            dict(_versions()),
+            _code_mark(),
+        ]
+        return [digest([file_checksum(path), *same]) for path in self.model.checkpoints]
+
+    @cached_property
+    def _checkpoints(self) -> list[dict[str, Any]]:
+        return [load_checkpoint(path) for path in self.model.checkpoints]
+
+    @property
+    def weights(self) -> list[dict[str, Any]]:
+        """Of each fold."""
+        return [checkpoint["network_weights"] for checkpoint in self._checkpoints]
+
+    @property
+    def mirror_axes(self) -> tuple[int, ...]:
+        """Along which the network may be shown mirrored tiles."""
+        return tuple(int(axis) for axis in self._checkpoints[0].get("inference_allowed_mirroring_axes") or ())
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """Built, with the first fold's weights."""
+        network = self._plain_network()
+        try:
+            network.load_state_dict(self.weights[0])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ModelError(
+                f"{self.model.folder}: the weights do not fit the network of its plans ({reason})"
+            ) from error
+        return network
+
+    def _plain_network(self) -> nn.Module:
+        from kits_cascade.training.architecture import build_network
+        from kits_cascade.training.prior import with_binary_prior
+
+        inputs, outputs = self._channels
+        architecture = self._configuration.configuration["architecture"]
+        if not self._is_of_the_plans:
+            network = _trainer_class(self.model.trainer).build_network_architecture(
+                self.plans, self._configuration, inputs, outputs, enable_deep_supervision=False
+            )
+            return cast("nn.Module", network)
+        require_modules(architecture, self.model.folder / "plans.json")
+        made = build_network(architecture, inputs, outputs, deep_supervision=False, init=False)
+        return with_binary_prior(made, self.plans.plans) if self._is_ours else made
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            yield package, metadata.version(package)
+
+
+@lru_cache(maxsize=1)
+def _code_mark() -> str:
+    root = Path(__file__).parents[2]
+    files = sorted(path for pattern in _CODE for path in root.glob(pattern))
+    return digest([file_checksum(path) for path in files])
+
+
+def _trainer_class(name: str) -> Any:
+    """A trainer that may build a network of its own, found by nnU-Net's search."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        raise ModelError(f"the model was trained with {name}, which nnU-Net does not find here ({error})") from error
