@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from kits_cascade.runs.events import Event, Listener, Summary
 
 
+_SWITCH_SECONDS: Final = 0.0005
 KINDS_HELP = "seg, sr (brings seg along), labelmap, fractional"
 
 
@@ -134,6 +136,8 @@ def predict(
     from kits_cascade.systems import find_system
     from kits_cascade.volumes.find import find_inputs
 
+    # Reading goes on in a thread while modules are imported, and gives way to that for every piece of a file.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     if part is not None:
         part = _own_part(part)
     if workers is None:

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from kits_cascade.volumes.geometry import Box
+from kits_cascade.volumes.geometry import Box, picked_from
 from kits_cascade.volumes.volume import Array
 
 _STEPS: Final = 255
@@ -79,7 +79,7 @@ def _in_box(network: Certainty, box: Box, crop: Box) -> Array:
         scale = network.values.shape[axis] / max(1, network.part.shape[axis])
         picked.append(np.clip(((places + 0.5) * scale).astype(int), 0, network.values.shape[axis] - 1))
     levels: Array = np.maximum(np.rint(network.values * _STEPS), 1).astype(np.uint8)
-    return levels[np.ix_(*picked)]
+    return picked_from(levels, picked)
 
 
 def mean_certainty(levels: Array) -> float | None:

@@ -45,8 +45,9 @@ class LesionRow:
 
 def volumes_ml(labels: Array, spacing: Spacing) -> dict[str, float]:
     """Volume of each label in mL."""
-    counts = np.bincount(labels.ravel(order="K"), minlength=CYST + 1)
-    return {name: round(float(counts[label] * np.prod(spacing)) / 1000, 4) for label, name in LABEL_NAMES.items()}
+    voxel = np.prod(spacing)
+    counts = {name: np.count_nonzero(labels == label) for label, name in LABEL_NAMES.items()}
+    return {name: round(float(count * voxel) / 1000, 4) for name, count in counts.items()}
 
 
 def body_midline(image: Array, affine: Array) -> float | None:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from kits_cascade.volumes.components import components
-from kits_cascade.volumes.volume import Array, Spacing, Volume
+from kits_cascade.volumes.volume import Array, Spacing, Volume, laid_out
 
 _SKETCH_MM: Final = 4.0  # a look at the whole scan
 PADDING_HU: Final = -1100  # below it there is no air but what scanners write where they have measured nothing
@@ -109,9 +109,9 @@ def _slice_jumps(array: Array) -> Array:
     """How much each slice differs from the next, in blocks, so that noise says little."""
     part = array[:, ::_SLICE_STRIDE, ::_SLICE_STRIDE]
     rows, columns = (max(1, n // 4) * 4 for n in part.shape[1:])
-    part = part[:, :rows, :columns]
     if min(part.shape[1:]) < 4:
         return np.zeros(0)
+    part = laid_out(part[:, :rows, :columns])  # slices are looked at one by one, as they may not lie in memory
     jumps = np.zeros(max(0, len(part) - 1), dtype=np.float32)
     before: Array | None = None
     for number, plane in enumerate(part):

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from kits_cascade.volumes.components import components
-from kits_cascade.volumes.geometry import Box, resampled_size
+from kits_cascade.volumes.geometry import Box, picked_from, resampled_size
 from kits_cascade.volumes.volume import Array, Spacing
 
 _STRETCH: Final = 0.25  # by how much of its length an edge may grow for the sake of its grid
@@ -69,8 +69,7 @@ def mask_on_grid(mask: Array, box: Box, shape: Sequence[int]) -> Array:
         np.minimum(((np.arange(a, b) + 0.5) * (m / n)).astype(np.intp), m - 1)
         for a, b, m, n in zip(box.start, box.stop, mask.shape, shape, strict=True)
     ]
-    result: Array = mask[np.ix_(*index)]
-    return result
+    return picked_from(mask, index)
 
 
 def without_strangers(kidney: Array, near: Array | None, box: Box, shape: Sequence[int]) -> Array:

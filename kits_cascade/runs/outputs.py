@@ -15,8 +15,9 @@ from kits_cascade.inference.measure import LesionRow, body_midline, measure_lesi
 from kits_cascade.inference.pipeline import CascadeOptions, CascadeResult
 from kits_cascade.inference.plausibility import check_labels
 from kits_cascade.inference.plausibility_finding import Finding
+from kits_cascade.runs.background import Background
 from kits_cascade.runs.dicom_results import write_dicom
-from kits_cascade.volumes.cases import LoadedCase, write_result
+from kits_cascade.volumes.cases import LoadedCase, packed_result, write_result
 from kits_cascade.volumes.dicom_sr import Findings
 from kits_cascade.volumes.geometry import Box
 from kits_cascade.volumes.nifti import write_volume
@@ -33,6 +34,7 @@ class FinishedCase:
     midline: float | None
     findings: Findings = field(default_factory=Findings)  # for reports: what was measured, and remarks on it
     networks: str = ""  # checksum of those that made the labels
+    packing: Background[bytes | None] | None = None  # the label file, while the labels are measured
 
     @staticmethod
     def of(loaded: LoadedCase, result: CascadeResult) -> FinishedCase:
@@ -41,6 +43,10 @@ class FinishedCase:
         image = None if bounds is None else bounds.crop(volume.array).copy()
         light = replace(loaded, volume=replace(volume, array=result.labels))
         return FinishedCase(light, result, image, body_midline(volume.array, volume.affine))
+
+    def pack(self) -> None:
+        """Begin to make the label file's content, beside whatever else is done with the labels."""
+        self.packing = Background(lambda: packed_result(self.loaded, self.result.labels))
 
     def measure(self) -> tuple[dict[str, float], list[LesionRow]]:
         """Volumes in mL, and the lesions; nothing where the cascade looked nowhere."""
@@ -81,7 +87,8 @@ def write_outputs(out: Path, finished: FinishedCase, options: CascadeOptions) ->
     for output in OUTPUTS:
         if output.wanted(options):
             output.write(out / output.folder, finished, options)
-    return write_result(finished.loaded, finished.result.labels, out)
+    packed = None if finished.packing is None else finished.packing.result()
+    return write_result(finished.loaded, finished.result.labels, out, packed)
 
 
 def _write_stages(folder: Path, finished: FinishedCase, _options: CascadeOptions) -> None:

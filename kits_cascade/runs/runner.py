@@ -182,6 +182,7 @@ class Runner:
             self.picker.busy.append(case)
             return
         record = _record(finished)
+        finished.pack()
         try:
             record.volumes_ml, lesions = finished.measure()
             record.judge(finished.check(record.volumes_ml, lesions))

@@ -12,9 +12,10 @@ from typing import Final
 import numpy as np
 
 from kits_cascade.errors import CaseError, FileFormatError, GeometryError, KitsCascadeError, UsageError
+from kits_cascade.files import atomic_path
 from kits_cascade.volumes import dicom, itk
 from kits_cascade.volumes.find import InputCase
-from kits_cascade.volumes.nifti import check_finite, read_volume, write_volume
+from kits_cascade.volumes.nifti import check_finite, packed_volume, read_volume, write_volume
 from kits_cascade.volumes.volume import Array, StoredAs, Volume
 
 AFFINE_TOLERANCE: Final = 1e-3  # summed over the matrix, as in the challenge's own check of submissions
@@ -125,9 +126,23 @@ def result_path(case: InputCase, out_folder: Path) -> Path:
     return out_folder / case.result_name
 
 
-def write_result(loaded: LoadedCase, labels: Array, out_folder: Path) -> Path:
-    """Write a label map (canonical, full size) in the shape, affine, orientation and format of the input."""
+def packed_result(loaded: LoadedCase, labels: Array) -> bytes | None:
+    """The file that :func:`write_result` writes; None for formats that are written in one go."""
+    if loaded.grid is not None or not loaded.case.result_name.endswith(".gz"):
+        return None
+    return packed_volume(loaded.volume, labels if labels.dtype == np.uint8 else labels.astype(np.uint8))
+
+
+def write_result(loaded: LoadedCase, labels: Array, out_folder: Path, packed: bytes | None = None) -> Path:
+    """Write a label map (canonical, full size) in the shape, affine, orientation and format of the input.
+
+    ``packed``: the file's content, where it is made already.
+    """
     path = result_path(loaded.case, out_folder)
+    if packed is not None:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(packed)
+        return path
     data = labels if labels.dtype == np.uint8 else labels.astype(np.uint8)
     if loaded.grid is not None:
         itk.write_itk(path, loaded.volume, data, loaded.grid)

@@ -162,3 +162,10 @@ class Box:
     def from_json(content: dict[str, list[int]]) -> Box:
         """The inverse of :meth:`to_json`."""
         return Box(_triple(content["start"]), _triple(content["stop"]))
+
+
+def picked_from(array: Array, index: Sequence[Array]) -> Array:
+    """``array[np.ix_(*index)]``, the fastest axis first: so that most of it is copied in whole rows."""
+    first, second, third = index
+    result: Array = array[:, :, third][:, second][first]
+    return result

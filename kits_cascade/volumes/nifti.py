@@ -6,6 +6,7 @@ A float64 file of a large scan never needs its own size in memory, and a broken 
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from kits_cascade.errors import FileFormatError, GeometryError
 from kits_cascade.files import atomic_path
+from kits_cascade.volumes.geometry import Box
 from kits_cascade.volumes.volume import (
     Array,
     StoredAs,
@@ -276,16 +278,27 @@ def write_volume(path: Path, volume: Volume, array: Array | None = None) -> None
 
     The same input gives the same bytes: the gzip header holds no time and no name.
     """
+    with atomic_path(path) as temporary, temporary.open("wb") as raw:
+        _write_to(raw, volume, array, path.name.endswith(".gz"))
+
+
+def packed_volume(volume: Volume, array: Array) -> bytes:
+    """What :func:`write_volume` writes to a .nii.gz: small, for a label map."""
+    stream = io.BytesIO()
+    _write_to(stream, volume, array, compressed=True)
+    return stream.getvalue()
+
+
+def _write_to(raw: Any, volume: Volume, array: Array | None, compressed: bool) -> None:
     data = to_stored(volume, array)
     if data.dtype == np.bool_:
         data = data.astype(np.uint8)
     header = _header_for(volume.stored, data)
-    with atomic_path(path) as temporary, temporary.open("wb") as raw:
-        if path.name.endswith(".gz"):
-            with igzip.IGzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0) as stream:
-                _write(stream, header, data)
-        else:
-            _write(raw, header, data)
+    if not compressed:
+        _write(raw, header, data)
+        return
+    with igzip.IGzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0) as stream:
+        _write(stream, header, data)
 
 
 def _header_for(stored: StoredAs, data: Array) -> Any:
@@ -310,5 +323,19 @@ def _write(stream: Any, header: Any, data: Array) -> None:
     order = header.get_data_dtype()
     # Fortran order in slabs of the slowest axis: no second copy of a large volume, and it stays in cache.
     step = max(1, _SLAB_BYTES // max(1, data.shape[0] * data.shape[1] * order.itemsize))
+    box = Box.around(data) if data.dtype == np.uint8 and data.size else Box.full(data.shape)
     for begin in range(0, data.shape[2], step):
-        stream.write(np.asfortranarray(data[:, :, begin : begin + step], dtype=order).ravel(order="F").data)
+        stream.write(_slab(data, slice(begin, min(begin + step, data.shape[2])), order, box).ravel(order="F").data)
+
+
+def _slab(data: Array, planes: slice, order: np.dtype[Any], box: Box | None) -> Array:
+    """Planes in the order of the file. Label maps are mostly empty: only the box around the rest is looked at."""
+    if box == Box.full(data.shape):
+        return np.asfortranarray(data[:, :, planes], dtype=order)
+    slab = np.zeros((*data.shape[:2], planes.stop - planes.start), dtype=order, order="F")
+    if box is not None:
+        first, second, third = box.slices
+        start, stop = max(planes.start, third.start), min(planes.stop, third.stop)
+        if start < stop:
+            slab[first, second, start - planes.start : stop - planes.start] = data[first, second, start:stop]
+    return slab

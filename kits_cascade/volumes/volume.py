@@ -7,7 +7,7 @@ writing is in :mod:`kits_cascade.volumes.nifti`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +17,7 @@ from kits_cascade.errors import GeometryError
 
 Array = np.ndarray[Any, Any]
 Spacing = tuple[float, float, float]
+_STRIP: Final = 4  # rows that are copied at a time
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,21 @@ def affine_spacing(affine: Array) -> Spacing:
     """Voxel size in mm, z, y, x, in the single precision in which NIfTI headers (and so nnU-Net) hold it."""
     sizes = np.sqrt((affine[:3, :3].astype(np.float64) ** 2).sum(axis=0)).astype(np.float32)
     return cast("Spacing", tuple(float(size) for size in sizes[::-1]))
+
+
+def laid_out(view: Array) -> Array:
+    """The array in C's order, copied only where it lies in memory in another one.
+
+    In strips, as they lie first: numpy alone would jump through the whole of a scan that is stored slice by slice for
+    every row, which takes three times as long.
+    """
+    if view.flags.c_contiguous or view.ndim != 3:
+        return np.ascontiguousarray(view)
+    made = np.empty(view.shape, view.dtype)
+    for start in range(0, view.shape[1], _STRIP):
+        strip = slice(start, start + _STRIP)
+        made[:, strip] = view[:, strip].copy(order="K")
+    return made
 
 
 def volume_from_array(array: Array, affine: Array | None = None, spacing: Spacing | None = None) -> Volume:

@@ -28,7 +28,7 @@ from kits_cascade.models.fine import kits_names
 from kits_cascade.models.network import CascadeModels, StageModel
 from kits_cascade.training.devices import choose_device
 from kits_cascade.volumes.geometry import Box
-from kits_cascade.volumes.volume import Array, Spacing
+from kits_cascade.volumes.volume import Array, Spacing, laid_out
 
 
 class Roi:
@@ -36,7 +36,7 @@ class Roi:
 
     def __init__(self, networks: NnunetPredictors, image: Array, spacing: Spacing) -> None:
         self._networks = networks
-        self._image = np.ascontiguousarray(image)
+        self._image = laid_out(image)
         self._spacing = spacing
         self._cache: dict[Any, torch.Tensor] = {}
         self._answer: Array = np.zeros(0, dtype=np.uint8)

@@ -56,6 +56,7 @@ class SlidingWindow:
     ahead: bool = False  # the next tile is computed while one is added up
     release: Callable[[], None] = lambda: None  # called at the end of an image
     fell_back: str = ""  # why the engine is not the one that was asked for
+    _gaussians: dict[torch.device, torch.Tensor] = field(default_factory=dict)
     votes: dict[str, Votes] = field(default_factory=dict)  # of the last image, among folds and among mirrored tiles
 
     @torch.inference_mode()
@@ -120,7 +121,7 @@ class SlidingWindow:
         data = data.to(there)
         logits = torch.zeros((self.heads, *data.shape[1:]), dtype=torch.half, device=there)
         weights = torch.zeros(data.shape[1:], dtype=torch.half, device=there)
-        gaussian = compute_gaussian(self.patch, sigma_scale=1.0 / 8, value_scaling_factor=10, device=there)
+        gaussian = self.gaussian(there)
         for place, answer in self._answers(data, places, on_tile):
             logits[place] += answer.to(there).mul_(gaussian)
             weights[place[1:]] += gaussian
@@ -128,6 +129,13 @@ class SlidingWindow:
         if torch.isinf(logits).any():
             raise ModelError("the network's answer is beyond what half precision holds; it cannot be averaged")
         return logits
+
+    def gaussian(self, there: torch.device) -> torch.Tensor:
+        """How much each voxel of a tile counts; computed once."""
+        if there not in self._gaussians:
+            made = compute_gaussian(self.patch, sigma_scale=1.0 / 8, value_scaling_factor=10, device=there)
+            self._gaussians[there] = made
+        return self._gaussians[there]
 
     def _answers(
         self, data: torch.Tensor, places: list[Place], on_tile: Callable[[], None] | None

@@ -55,6 +55,7 @@ def load_predictor(
     )
     if isinstance(built.network, OpenVinoNetwork):
         window.ahead, window.release = True, built.network.release
+        window.gaussian(torch.device("cpu"))  # while other networks are loaded
     elif os.environ.get(_COMPILE, "").lower() in ("true", "1", "t"):
         built.network.compile()
     return window
