@@ -24,9 +24,11 @@ KIDNEY_MM3: Final = 9537.0
 TUMOR_MM3: Final = 95.4
 CYST_MM3: Final = 23.8
 TOUCH_MM: Final = 3.0
-_RIM_MM: Final = 2.5  # from its surface to its middle, a rim is no deeper, or one voxel
-_RIM_MM3: Final = 1000.0  # of 240 masks of KiTS23 five change, by 0.3 mL at the most
-_RIM_SHARE: Final = 0.25  # of the faces of a rim touch the tumour
+# What is no cyst but the rim of a tumour; of 240 masks of KiTS23 five change, by 0.3 mL at the most.
+_RIM_MM: Final = 2.5  # from its surface to its middle, a small rim is no deeper, or one voxel
+_RIM_MM3: Final = 1000.0  # how large a small one may be
+_RIM_FLAT: Final = 7.0  # times the largest ball inside: any rim; true cysts beside a tumour have 5 times at most
+_RIM_SHARE: Final = 0.2  # of the faces of a rim touch the tumour
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,9 @@ def _thin_rims(labels: Array, spacing: Spacing) -> list[str]:
     depth = edt.edt(cysts, anisotropy=spacing)
     deepest = ndimage.maximum(depth, found.labels, np.arange(1, found.count + 1))
     volumes = volumes_mm3(found, spacing)
-    thin = np.concatenate([[False], (np.asarray(deepest) <= max(_RIM_MM, *spacing)) & (volumes < _RIM_MM3)])
+    small = (np.asarray(deepest) <= max(_RIM_MM, *spacing)) & (volumes < _RIM_MM3)
+    flat = volumes > _RIM_FLAT * 4 / 3 * np.pi * np.asarray(deepest) ** 3
+    thin = np.concatenate([[False], small | flat])
     contacts = _contacts(labels, _Voxels.of(thin[found.labels], labels, found.labels), found)
     rims = thin & (contacts[:, TUMOR] > _RIM_SHARE * contacts.sum(axis=1))
     if not rims.any():

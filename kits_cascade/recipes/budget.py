@@ -12,7 +12,8 @@ from kits_cascade.errors import UsageError
 _FORM: Final = re.compile(r"(\d+(?:\.\d+)?)\s*((?:cpu)?(?:min|h)|epochs?|steps?)")
 _STEPS_PER_EPOCH: Final = 250  # nnU-Net's
 # Shorter epochs where time is the budget, so that it is kept to on slow machines too; the same share for validation.
-_SHORT: Final = {"num_iterations_per_epoch": 50, "num_val_iterations_per_epoch": 10}
+_EPOCH_STEPS: Final = 50
+_LONG_MIN: Final = 60  # below, half of that: so that even a short training has some epochs, by which its rate falls
 _NO_END: Final = 100_000
 _OPTIONS: Final = {"min": "minutes", "cpumin": "processor_minutes"}  # of the trainers, by unit
 
@@ -39,13 +40,18 @@ class Budget:
         """What a preset's training is overlaid with, for each of a system's networks."""
         share = self.amount / networks
         if self.unit in _OPTIONS:
-            return {_OPTIONS[self.unit]: share, "num_epochs": _NO_END, "patience": None, **_SHORT}
+            return {_OPTIONS[self.unit]: share, "num_epochs": _NO_END, "patience": None, **_epoch(share)}
         if self.unit == "epochs":
             return {"num_epochs": math.ceil(share), "patience": None}
         epochs = math.ceil(share / _STEPS_PER_EPOCH)
         steps = math.ceil(share / epochs)
         lengths = {"num_iterations_per_epoch": steps, "num_val_iterations_per_epoch": math.ceil(steps / 5)}
         return {"num_epochs": epochs, "patience": None, **lengths}
+
+
+def _epoch(minutes: float) -> dict[str, int]:
+    steps = _EPOCH_STEPS if minutes >= _LONG_MIN else _EPOCH_STEPS // 2
+    return {"num_iterations_per_epoch": steps, "num_val_iterations_per_epoch": steps // 5}
 
 
 def parse_budget(text: str) -> Budget:

@@ -27,6 +27,7 @@ from kits_cascade.files import atomic_path
 from kits_cascade.stages import KIDNEY_CHANNEL
 from kits_cascade.training.architecture import build_network, has_deep_supervision
 from kits_cascade.training.augment import DistanceMaps, OnChannels, PerturbPrior
+from kits_cascade.training.devices import fast_bfloat16, for_processor
 from kits_cascade.training.heads import FocusedCases, HeadLabels, lesion_values, with_heads
 from kits_cascade.training.loss_table import LOSSES, Loss
 from kits_cascade.training.losses import WithExtraTerm, ramp
@@ -194,6 +195,15 @@ class KitsTrainer(nnUNetTrainer):
         """Network, optimizer and loss; the weights come from the seed, where there is one."""
         self._seed(0)
         super().initialize()
+        if self.settings.bfloat16 and fast_bfloat16(self.device):
+            self.network.forward = for_processor(self.network.forward, bfloat16=True)
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:  # noqa: N802 - nnU-Net's hook
+        """As nnU-Net does; mirrored at prediction only where the options leave it so."""
+        chosen = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if self.settings.mirror is False:
+            self.inference_allowed_mirroring_axes = None
+        return chosen
 
     def _seed(self, step: int) -> None:
         """One random stream per epoch and process, so that a continued training draws as one that ran through."""

@@ -7,49 +7,28 @@ trained with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from typing import Any, ClassVar, Final
 
-import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
 from kits_cascade.training.base import KitsTrainer, changes_intensity
-from kits_cascade.training.devices import fast_bfloat16
 from kits_cascade.training.heads import EvenCases
 from kits_cascade.training.trainers import SurfaceLossTrainer
 
 _BUDGET: Final = {"num_iterations_per_epoch": 50, "num_val_iterations_per_epoch": 4, "save_every": 2}
 
 
-def in_bfloat16(forward: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
-    """A network's forward pass with its convolutions in bfloat16; the loss sees single precision."""
-
-    @wraps(forward)
-    def run(image: torch.Tensor) -> Any:
-        with torch.autocast("cpu", torch.bfloat16):
-            out = forward(image)
-        return [part.float() for part in out] if isinstance(out, (list, tuple)) else out.float()
-
-    return run
-
-
 class _Short(KitsTrainer):
     """AdamW and a budget of its own."""
 
-    options: ClassVar[dict[str, Any]] = {"optimizer": "adamw", "learning_rate": 3e-3, "weight_decay": 1e-4, **_BUDGET}
-
-    def initialize(self) -> None:
-        """As nnU-Net does; on a processor that can, the network computes in bfloat16."""
-        super().initialize()
-        if fast_bfloat16(self.device):
-            self.network.forward = in_bfloat16(self.network.forward)
-
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:  # noqa: N802 - nnU-Net's hook
-        """As nnU-Net does; but without mirroring at prediction, which makes the validation eight times as long."""
-        chosen = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        self.inference_allowed_mirroring_axes = None
-        return chosen
+    options: ClassVar[dict[str, Any]] = {
+        "optimizer": "adamw",
+        "learning_rate": 3e-3,
+        "weight_decay": 1e-4,
+        "bfloat16": True,
+        "mirror": False,  # at prediction, which makes the validation eight times as long
+        **_BUDGET,
+    }
 
 
 class _Geometric(_Short):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -32,3 +34,17 @@ def fast_bfloat16(device: torch.device) -> bool:
     """Whether the processor multiplies in bfloat16: a training step then takes two thirds of its time."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cpu" and any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def for_processor(forward: Callable[[torch.Tensor], Any], bfloat16: bool, last: bool = False) -> Callable[..., Any]:
+    """A network's forward pass as a processor likes it: bfloat16, channels last; the loss sees single precision."""
+
+    @wraps(forward)
+    def run(image: torch.Tensor) -> Any:
+        if last:
+            image = image.to(memory_format=torch.channels_last_3d)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            out = forward(image)
+        return [part.float() for part in out] if isinstance(out, (list, tuple)) else out.float()
+
+    return run

@@ -6,8 +6,6 @@ and right may be exchanged, up and down may not: a patient lies as he lies.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from typing import Any, ClassVar, Final
 
 import torch
@@ -19,7 +17,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
 from kits_cascade.training.augment import OnChannels
 from kits_cascade.training.base import KitsTrainer, changes_intensity
-from kits_cascade.training.devices import fast_bfloat16
+from kits_cascade.training.devices import fast_bfloat16, for_processor
 from kits_cascade.training.heads import EvenCases
 
 _CHEAP: Final = (MultiplicativeBrightnessTransform, ContrastTransform, GammaTransform)
@@ -31,19 +29,6 @@ def _is_cheap(transform: Any) -> bool:
     while isinstance(inner, (RandomTransform, OnChannels)):
         inner = inner.transform
     return isinstance(inner, _CHEAP)
-
-
-def in_fast_layout(forward: Callable[[torch.Tensor], Any], bfloat16: bool) -> Callable[[torch.Tensor], Any]:
-    """A network's forward pass as processors like it best: channels last, bfloat16; the loss sees single precision."""
-
-    @wraps(forward)
-    def run(image: torch.Tensor) -> Any:
-        image = image.to(memory_format=torch.channels_last_3d)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            out = forward(image)
-        return [part.float() for part in out] if isinstance(out, (list, tuple)) else out.float()
-
-    return run
 
 
 class PaintedTrainer(KitsTrainer):
@@ -58,6 +43,7 @@ class PaintedTrainer(KitsTrainer):
         "learning_rate": 2e-3,
         "weight_decay": 1e-3,
         "deep_supervision": False,
+        "mirror": False,
     }
     lesion_share: ClassVar[float | None] = None  # of patches that show a lesion; None: as nnU-Net draws them
 
@@ -68,12 +54,11 @@ class PaintedTrainer(KitsTrainer):
             self.oversample_foreground_percent = self.lesion_share
         if self.device.type == "cpu":
             self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-            self.network.forward = in_fast_layout(self.network.forward, fast_bfloat16(self.device))
+            self.network.forward = for_processor(self.network.forward, fast_bfloat16(self.device), last=True)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:  # noqa: N802 - nnU-Net's hook
         """As nnU-Net does; mirrored sideways only, and in training only."""
         rotation, dummy, size, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        self.inference_allowed_mirroring_axes = None
         return rotation, dummy, size, (_SIDEWAYS,)
 
     def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:

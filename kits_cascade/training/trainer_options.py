@@ -43,6 +43,8 @@ class TrainerOptions:
     minutes: float | None = None  # the training takes about as long: the number of epochs, at most num_epochs, follows
     processor_minutes: float | None = None  # as minutes, but of processor time of the training process, all threads
     deep_supervision: bool | None = None  # None: where the network has it
+    bfloat16: bool | None = None  # true: also on a processor that multiplies in it; GPUs have half precision anyhow
+    mirror: bool | None = None  # false: predictions, the validation's too, without the mean over mirrored tiles
     seed: int | None = None
     loggers: tuple[str, ...] = ()
 
@@ -80,8 +82,9 @@ class TrainerOptions:
             _check(value is None or (_is_number(value) and value > 0), name, self, "a number above 0, or null")
         one = self.minutes is None or self.processor_minutes is None
         _check(one, "processor_minutes", self, "null beside minutes: there is one budget")
-        supervision = self.deep_supervision
-        _check(supervision is None or isinstance(supervision, bool), "deep_supervision", self, "true, false or null")
+        for name in ("deep_supervision", "bfloat16", "mirror"):
+            value = getattr(self, name)
+            _check(value is None or isinstance(value, bool), name, self, "true, false or null")
 
     def _check_lists(self) -> None:
         for name in ("surface_radius", "prior_channels"):

@@ -4,7 +4,8 @@
 
 Phantoms of 3 mm, split into as many folds as are asked for, so that each case is scored once. Networks are those of the
 published recipes, but for UNETR and the 2D U-Net, which are made narrower; patches and voxels are a processor's (32 of
-4 mm; 96 in 2D; the cascade as the demo's). A second run goes on where the first stopped.
+4 mm; 96 in 2D; the cascade as the demo's), all compute in bfloat16 where the processor can, and none mirrors. A second
+run goes on where the first stopped.
 """
 
 import argparse
@@ -45,6 +46,7 @@ def for_a_processor(system, work):
         values = content["stages"]["source"][configuration]
         values |= {"patch_size": [size] * axes, "batch_size": batch, "spacing": [4.0] * axes}
         values["architecture"]["arch_kwargs"] |= NARROWER.get(system.name, {})
+    content["training"] = {**content.get("training", {}), "bfloat16": True, "mirror": False}
     path = work / "presets" / f"{system.name}.json"
     write_json(path, content)
     return replace(system, preset=str(path))

@@ -38,6 +38,10 @@ def test_the_rim_of_a_tumour_is_no_cyst():
     assert "that they edge" in result.notes[0]
     kept = after(labels, PostprocessOptions(thin_rims=False))
     assert (kept.labels == CYST).any()
+    wide = two_kidneys()
+    wide[6:12, 8:28, 6:24] = CYST  # two voxels of it stay around the tumour: 4 mL, and no ball of 1 mL inside
+    wide[7:11, 10:26, 8:22] = TUMOR
+    assert not (after(wide).labels == CYST).any()
     beside = two_kidneys()
     beside[6:12, 12:24, 6:14] = TUMOR
     beside[6:12, 12:24, 14:22] = CYST  # a cyst of 8 mm that touches a tumour is one

@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from kits_cascade.training import demo_trainers
+from kits_cascade.training import demo_trainers, devices
 from tests.training.test_trainers import Plain
 
 
@@ -43,15 +43,15 @@ def test_the_network_computes_in_bfloat16_and_answers_in_single_precision():
     network = torch.nn.Conv3d(1, 2, 3)
     image = torch.rand(1, 1, 8, 8, 8)
     exact = network(image)
-    network.forward = demo_trainers.in_bfloat16(network.forward)
+    network.forward = devices.for_processor(network.forward, bfloat16=True)
     answer = network(image)
     assert answer.dtype == torch.float32
     assert not torch.equal(answer, exact)
     torch.testing.assert_close(answer, exact, atol=0.02, rtol=0.02)
     answer.sum().backward()
     assert network.weight.grad.dtype == torch.float32
-    assert demo_trainers.in_bfloat16(lambda x: [x, x])(image)[1].dtype == torch.float32
+    assert devices.for_processor(lambda x: [x, x], bfloat16=True)(image)[1].dtype == torch.float32
 
 
 def test_other_devices_are_left_alone():
-    assert not demo_trainers.fast_bfloat16(torch.device("cuda"))
+    assert not devices.fast_bfloat16(torch.device("cuda"))

@@ -39,6 +39,8 @@ def test_round_trip_through_json():
         ({"weight_decay": -1}, "weight_decay.*of at least 0"),
         ({"patience": 0}, "patience.*at least 1"),
         ({"deep_supervision": 1}, "deep_supervision.*true, false or null"),
+        ({"bfloat16": "yes"}, "bfloat16.*true, false or null"),
+        ({"mirror": 0}, "mirror.*true, false or null"),
         ({"surface_radius": 1}, "surface_radius.*list of whole numbers"),
         ({"surface_radius": [1, -1, 1]}, "surface_radius"),
         ({"loggers": ["paper"]}, "loggers.*tensorboard, wandb"),

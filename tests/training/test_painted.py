@@ -8,6 +8,7 @@ from torch import nn
 
 from kits_cascade.data.presets import load_preset
 from kits_cascade.training import painted
+from kits_cascade.training.devices import for_processor
 from kits_cascade.training.networks.subvoxel import SubvoxelUNet
 from tests.training.test_demo_trainers import names_of_transforms
 from tests.training.test_trainers import Plain
@@ -82,7 +83,7 @@ def test_fast_layout_answers_as_the_plain_one(bfloat16):
     net = network().eval()
     image = torch.rand(1, 1, 16, 16, 16)
     exact = net(image)
-    fast = painted.in_fast_layout(net.to(memory_format=torch.channels_last_3d).forward, bfloat16)(image)
+    fast = for_processor(net.to(memory_format=torch.channels_last_3d).forward, bfloat16, last=True)(image)
     assert fast.dtype == torch.float32
     tolerance = 0.1 if bfloat16 else 1e-4
     torch.testing.assert_close(fast, exact, atol=tolerance, rtol=tolerance)

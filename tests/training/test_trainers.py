@@ -8,6 +8,7 @@ import pickle
 from copy import deepcopy
 from pathlib import Path
 from typing import ClassVar
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -365,6 +366,21 @@ def test_weights_and_biases_offline(regions, monkeypatch):
     wandb.finish()
     (kept,) = (Path(made.output_folder) / "wandb").glob("offline-run-*/run-*.wandb")
     assert kept.stat().st_size > 0, "to be sent later with wandb sync"
+
+
+def test_bfloat16_and_mirroring_are_options(regions, monkeypatch):
+    monkeypatch.setattr(base, "fast_bfloat16", lambda device: True)
+    made = make(regions, bfloat16=True, mirror=False)
+    made.initialize()
+    with patch.object(torch, "autocast", wraps=torch.autocast) as used:
+        outputs = made.network(torch.rand(1, made.num_input_channels, *made.configuration_manager.patch_size))
+    used.assert_called_once_with("cpu", torch.bfloat16, enabled=True)
+    assert outputs[0].dtype == torch.float32
+    axes = []
+    for trainer in (made, make(regions)):
+        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        axes.append(trainer.inference_allowed_mirroring_axes)
+    assert axes == [None, (0, 1, 2)]
 
 
 def test_a_logger_that_is_not_installed(regions, monkeypatch):
