@@ -17,6 +17,7 @@ from kits_cascade.volumes.volume import Array
 
 _STEPS: Final = 255
 UNSURE: Final = 0.75  # nearer to a guess than to no doubt: a lesion below it is shown as such
+LIKELY: Final = 0.5  # of lesions whose confidence is below, more are wrong than right
 FOLDS, MIRRORS = "folds", "mirrors"
 
 

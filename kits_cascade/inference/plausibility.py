@@ -52,10 +52,13 @@ INPUT_CHECKS: Final[tuple[Check[ImageFacts], ...]] = (
           "wider, and has 2 to 8 %)", view.find_head),
     Check("view: legs", "doubt", "this looks like legs: two alike bodies side by side in {share:.0%} of the slices",
           view.find_legs),
+    Check("view: phantom", "doubt", "this looks like a phantom: {share:.0%} of it is one material of {hu:.0f} HU, and "
+          "{fat:.0%} of it fat (a body has many tissues, of which none makes more than half, and fat)",
+          view.find_phantom),
     Check("view: thorax only", "doubt", "the scan ends in the lungs ({share:.0%} of its lowest sections; usual: none): "
           "are the kidneys in it at all?", view.find_thorax),
-    Check("view: upside down", "doubt", "the lungs lie at the feet's end: the slices seem to be in the wrong order",
-          view.find_upside_down),
+    Check("view: upside down", "doubt", "at the feet's end is the {what}: the slices seem to be in the wrong "
+          "order, or the patient's position is wrong (feet first?)", view.find_upside_down),
     Check("view: face down", "doubt", "the spine stands in the front part of the body ({place:.0%} of the way; usual: "
           "15 to 50 %): front and back seem to be exchanged", view.find_face_down),
     Check("view: mirrored", "doubt", "the liver seems to lie on the left ({left:.0f} mL more of even tissue than on "
@@ -104,7 +107,8 @@ RESULT_CHECKS: Final[tuple[Check[ResultFacts], ...]] = (
           "40 to 90 and -30 to 50 (transplants and pelvic kidneys lie elsewhere)", kidneys.find_place),
     Check("kidneys: one side", "doubt", "both kidneys lie on the {side}", kidneys.find_one_side),
     Check("kidneys: unlike", "doubt", "the two kidneys differ by a factor of {ratio:.1f} in tissue, by {apart:.0f} HU "
-          "and by {off:.0f} mm in height or depth; usual are less than 2, 20 and 50", kidneys.find_unlike),
+          "and by {off:.0f} mm in height, depth or distance from the spine; usual are less than 2, 20 and 50: is one "
+          "of them the spleen?", kidneys.find_unlike),
     Check("lesions: dense cyst", "doubt", "{name} has {hu:.0f} HU; cysts have 0 to 20, with blood up to 100",
           lesions.find_dense_cyst),
     Check("lesions: fatty cyst", "doubt", "{name} has {hu:.0f} HU, as fat or air; cysts have 0 to 20",
@@ -150,7 +154,7 @@ def check_labels(
     if image is None:
         return result.findings
     if bounds is None or grey is None:
-        facts = ResultFacts(image, [], 0, [], {})
+        facts = ResultFacts(image, [], [], [], {})
     else:
         facts = ResultFacts.of(
             image, bounds.crop(result.labels), grey, bounds, lesions, volumes_ml, certainty.measure(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from kits_cascade.inference.certainty import LIKELY
 from kits_cascade.inference.measure import LesionRow
 from kits_cascade.inference.plausibility_finding import Hit
 from kits_cascade.inference.plausibility_shapes import ResultFacts, voxel_at
@@ -21,19 +22,22 @@ _SMALLEST_ML: Final = 0.4
 _MOST: Final = {"tumor": 25, "cyst": 50}
 _CRUMB_ML: Final = 0.15
 _MOST_CRUMBS: Final = 30
-_LIKELY: Final = 0.5  # of what is below, more is wrong than right
 # The largest tumours of KiTS23 have 2591 mL, all cysts of a case 937 mL (geometry.csv).
 _LARGEST_ML: Final = {"tumor": 3000.0, "cyst": 1500.0}
 
 
-def _hit(row: LesionRow, facts: ResultFacts, **values: float) -> Hit:
+def _hit(row: LesionRow, facts: ResultFacts, **values: float | str) -> Hit:
     place = voxel_at(facts.image, (row.x_mm, row.y_mm, row.z_mm))
     return Hit({"name": f"{row.kind} {row.number}", "hu": row.mean_hu, "ml": row.volume_ml, **values},
                (row.slice, place[1], place[2]), f"{row.kind} {row.number}")  # fmt: skip
 
 
+def _of_kind(facts: ResultFacts, kind: str) -> list[LesionRow]:
+    return [row for row in facts.lesions if row.kind == kind]
+
+
 def _measurable(facts: ResultFacts, kind: str) -> Iterable[LesionRow]:
-    return (row for row in facts.lesions if row.kind == kind and row.volume_ml >= _SMALLEST_ML)
+    return (row for row in _of_kind(facts, kind) if row.volume_ml >= _SMALLEST_ML)
 
 
 def find_dense_cyst(facts: ResultFacts) -> Iterable[Hit]:
@@ -67,24 +71,25 @@ def find_fatty_tumor(facts: ResultFacts) -> Iterable[Hit]:
 def find_many(facts: ResultFacts) -> Iterable[Hit]:
     """More than anyone has."""
     for kind, most in _MOST.items():
-        count = sum(row.kind == kind for row in facts.lesions)
-        if count > most:
-            yield Hit({"count": count, "kind": kind, "limit": most})
+        rows = _of_kind(facts, kind)
+        if len(rows) > most:
+            yield _hit(rows[0], facts, count=len(rows), kind=kind, limit=most)
 
 
 def find_confetti(facts: ResultFacts) -> Iterable[Hit]:
     """Crumbs instead of lesions."""
-    crumbs = sum(row.volume_ml < _CRUMB_ML for row in facts.lesions)
-    if crumbs > _MOST_CRUMBS:
-        yield Hit({"count": crumbs, "ml": _CRUMB_ML, "limit": _MOST_CRUMBS})
+    crumbs = [row for row in facts.lesions if row.volume_ml < _CRUMB_ML]
+    if len(crumbs) > _MOST_CRUMBS:
+        yield _hit(crumbs[0], facts, count=len(crumbs), ml=_CRUMB_ML, limit=_MOST_CRUMBS)
 
 
 def find_large(facts: ResultFacts) -> Iterable[Hit]:
     """All lesions of a kind together larger than any known."""
     for kind, most in _LARGEST_ML.items():
-        total = sum(row.volume_ml for row in facts.lesions if row.kind == kind)
+        rows = _of_kind(facts, kind)
+        total = sum(row.volume_ml for row in rows)
         if total > most:
-            yield Hit({"kind": kind, "ml": total, "limit": most})
+            yield _hit(max(rows, key=lambda row: row.volume_ml), facts, kind=kind, ml=total, limit=most)
 
 
 def find_larger_than_kidneys(facts: ResultFacts) -> Iterable[Hit]:
@@ -92,11 +97,11 @@ def find_larger_than_kidneys(facts: ResultFacts) -> Iterable[Hit]:
     tissue = sum(kidney.tissue_ml for kidney in facts.kidneys)
     total = sum(row.volume_ml for row in facts.lesions)
     if total > max(tissue, 100.0):
-        yield Hit({"ml": total, "tissue": tissue})
+        yield _hit(max(facts.lesions, key=lambda row: row.volume_ml), facts, ml=total, tissue=tissue)
 
 
 def find_unlikely(facts: ResultFacts) -> Iterable[Hit]:
     """A lesion like those that are more often wrong than right, by networks that were calibrated."""
     for row in facts.lesions:
-        if row.confidence is not None and row.confidence < _LIKELY:
+        if row.confidence is not None and row.confidence < LIKELY:
             yield _hit(row, facts, confidence=row.confidence)

@@ -53,7 +53,7 @@ class ResultFacts:
 
     image: ImageFacts
     kidneys: list[KidneyFacts]  # the largest first
-    pieces: int  # components too small for a kidney
+    pieces: list[tuple[int, int, int]]  # where components are that are too small for a kidney, the largest first
     lesions: list[LesionRow]
     volumes_ml: dict[str, float]
     certainty: dict[str, Any] = field(default_factory=dict)
@@ -73,15 +73,19 @@ class ResultFacts:
         return ResultFacts(image, kidneys, pieces, lesions, volumes_ml, certainty or {})
 
 
-def measure_kidneys(image: ImageFacts, labels: Array, grey: Array, bounds: Box) -> tuple[list[KidneyFacts], int]:
-    """All kidneys, the largest first, and the number of components that are none."""
+def measure_kidneys(
+    image: ImageFacts, labels: Array, grey: Array, bounds: Box
+) -> tuple[list[KidneyFacts], list[tuple[int, int, int]]]:
+    """All kidneys, the largest first, and where the components lie that are none."""
     steps = every_mm(image.full_spacing, _CLOSE_MM)
     close = _Close(image, labels[steps], grey[steps], steps, bounds)
     found = components(close.labels > 0)
     ml = found.voxels * float(np.prod(close.spacing)) / 1000
     order = np.argsort(-ml, kind="stable") + 1
     large = [int(n) for n in order if ml[n - 1] >= _PIECE_ML] or [int(n) for n in order[:1]]
-    return [_kidney(close, found, number, box) for number, box in found.boxes(large)], found.count - len(large)
+    small = [found.statistics["centroids"][n] for n in order if n not in large]
+    kidneys = [_kidney(close, found, number, box) for number, box in found.boxes(large)]
+    return kidneys, [close.full(centre) for centre in small]
 
 
 @dataclass(frozen=True)

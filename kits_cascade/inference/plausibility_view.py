@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -10,6 +12,7 @@ from scipy import ndimage
 
 from kits_cascade.inference.plausibility_facts import ImageFacts
 from kits_cascade.inference.plausibility_finding import Hit
+from kits_cascade.inference.plausibility_values import FAT_HU, LEAN
 from kits_cascade.volumes.components import components
 from kits_cascade.volumes.volume import Array
 
@@ -18,6 +21,10 @@ _HEAD_MM: Final = (110.0, 215.0)
 _SKULL: Final = 0.10  # share of bone in a head; in an abdomen 0.02 ... 0.08
 _LEG_LIKENESS: Final = 0.5  # two legs are nearly alike; an arm is not like a trunk
 _LEG_SLICES: Final = 0.7
+# Of the inside of a body 50 HU hold 0.23 ... 0.53, of two real CTs and of 30 painted ones.
+_ONE_MATERIAL: Final = 0.7
+_ONE_FATTY_MATERIAL: Final = 0.85
+_LEAST_VOXELS: Final = 500
 _LUNG_SHARE: Final = 0.12  # of the section of a body; kidneys lie below nearly all of the lungs
 _LOWEST: Final = 0.12  # of the slices, from the feet
 # geometry.csv of KiTS23: slices of 0.5 to 5 mm, pixels of 0.39 to 1.04 mm; the lowest field of view is 141 mm high.
@@ -35,6 +42,9 @@ _SLAB_MM: Final = 60.0
 # the right side has 400 to 800 mL more and the left at most 50, and two real ones are no different.
 _LIVER_ML: Final = 200.0
 _LIVER_RATIO: Final = 2.0
+# With the head up its middle lies at 0.5 ... 0.9 of a scan without lungs above it (25 scans, two of them real).
+_LOW_LIVER: Final = 0.4
+_TALL_MM: Final = 180.0
 
 
 def _touches_sides(body: Array) -> bool:
@@ -59,6 +69,21 @@ def find_head(facts: ImageFacts) -> Iterable[Hit]:
     small = _HEAD_MM[0] <= width <= _HEAD_MM[1] and depth <= _HEAD_MM[1] + 30
     if small and bone > _SKULL and not _touches_sides(facts.body):
         yield Hit({"width": width, "bone": bone})
+
+
+def find_phantom(facts: ImageFacts) -> Iterable[Hit]:
+    """Water or plastic, with at most a few inserts of something else."""
+    inner = facts.inner
+    if len(inner) < _LEAST_VOXELS or facts.bone.sum() > _SKULL * facts.body.sum():
+        return
+    counts, edges = np.histogram(inner, bins=60, range=(-200.0, 400.0))
+    together = np.convolve(counts, np.ones(5), mode="same")  # 50 HU
+    best = int(together.argmax())
+    value, share = float(edges[best] + edges[best + 1]) / 2, float(together[best]) / len(inner)
+    fat = float(((inner > FAT_HU[0]) & (inner < FAT_HU[1])).mean())
+    fatty = value < FAT_HU[1] and share > _ONE_FATTY_MATERIAL
+    if fatty or (share > _ONE_MATERIAL and fat < LEAN):
+        yield Hit({"share": share, "hu": value, "fat": fat})
 
 
 def find_legs(facts: ImageFacts) -> Iterable[Hit]:
@@ -95,14 +120,7 @@ def find_thorax(facts: ImageFacts) -> Iterable[Hit]:
     """Lungs from the lowest slice to the highest: it ends above the kidneys."""
     feet, head = _ends(_lung_profile(facts))
     if feet > _LUNG_SHARE and head > _LUNG_SHARE:
-        yield Hit({"share": feet})
-
-
-def find_upside_down(facts: ImageFacts) -> Iterable[Hit]:
-    """Lungs at the feet's end and not at the head's."""
-    feet, head = _ends(_lung_profile(facts))
-    if feet > _LUNG_SHARE and head < _LUNG_SHARE / 6:
-        yield Hit({"share": feet})
+        yield Hit({"share": feet}, (0, *_middle(facts)))
 
 
 def find_face_down(facts: ImageFacts) -> Iterable[Hit]:
@@ -112,7 +130,7 @@ def find_face_down(facts: ImageFacts) -> Iterable[Hit]:
         return
     place = (spine[0] / facts.spacing[1] - rows[0]) / max(1, len(rows))
     if place > 0.62:
-        yield Hit({"place": place})
+        yield Hit({"place": place}, facts.full_voxel(len(facts.sketch) / 2, *spine))
 
 
 def even_tissue(facts: ImageFacts) -> tuple[Array, Array, Array]:
@@ -136,22 +154,44 @@ def even_tissue(facts: ImageFacts) -> tuple[Array, Array, Array]:
     return left, right, both
 
 
-def liver_sides(facts: ImageFacts) -> tuple[float, float]:
-    """By how much the left has more even tissue than the right in the slab where it has most, and the reverse; mL."""
+@dataclass(frozen=True)
+class Liver:
+    """By how much one side has more even tissue than the other, in the slab where it has most."""
+
+    ml: float
+    slice: int  # of the sketch, in the middle of the slab
+
+
+@lru_cache(maxsize=1)
+def liver_sides(facts: ImageFacts) -> tuple[Liver, Liver]:
+    """What looks like a liver on the left, and on the right."""
     if facts.spine is None:
-        return 0.0, 0.0
+        return Liver(0.0, 0), Liver(0.0, 0)
     left, right, (any_left, any_right) = even_tissue(facts)
     slab = np.ones(min(len(left), max(1, round(_SLAB_MM / facts.spacing[0]))))
-    more_left = np.convolve(left - any_right, slab, mode="valid")
-    more_right = np.convolve(right - any_left, slab, mode="valid")
-    return float(more_left.max()), float(more_right.max())
+    more = (np.convolve(a - b, slab, mode="valid") for a, b in ((left, any_right), (right, any_left)))
+    first, second = (Liver(float(ml.max()), int(ml.argmax()) + len(slab) // 2) for ml in more)
+    return first, second
 
 
 def find_mirrored(facts: ImageFacts) -> Iterable[Hit]:
     """A liver on the left."""
     left, right = liver_sides(facts)
-    if left > _LIVER_ML and left > _LIVER_RATIO * right:
-        yield Hit({"left": left})
+    if left.ml > _LIVER_ML and left.ml > _LIVER_RATIO * right.ml:
+        yield Hit({"left": left.ml}, facts.full_voxel(left.slice, *(facts.spine or (0.0, 0.0))))
+
+
+def find_upside_down(facts: ImageFacts) -> Iterable[Hit]:
+    """Lungs at the feet's end and not at the head's, or a liver there with no lungs above it."""
+    profile = _lung_profile(facts)
+    feet, head = _ends(profile)
+    if feet > _LUNG_SHARE and head < _LUNG_SHARE / 6:
+        yield Hit({"what": "lungs"}, (0, *_middle(facts)))
+        return
+    liver = max(liver_sides(facts), key=lambda side: side.ml)
+    low = len(profile) * facts.spacing[0] > _TALL_MM and liver.slice < _LOW_LIVER * len(profile)
+    if low and liver.ml > _LIVER_ML and profile[liver.slice :].max() < _LUNG_SHARE:
+        yield Hit({"what": "liver"}, facts.full_voxel(liver.slice, *(facts.spine or (0.0, 0.0))))
 
 
 def find_missing_slices(facts: ImageFacts) -> Iterable[Hit]:

@@ -15,7 +15,7 @@ from kits_cascade.evaluation.metrics import METRICS, TARGETS
 from kits_cascade.evaluation.pairs import nifti_files, truth_files
 from kits_cascade.evaluation.score import FULL_JSON, CaseScore, ScoreTable, check_writable, evaluate_folder
 from kits_cascade.files import write_text
-from kits_cascade.inference.certainty import UNSURE
+from kits_cascade.inference.certainty import LIKELY, UNSURE
 from kits_cascade.inference.plausibility_finding import DOUBTFUL, IMPLAUSIBLE
 from kits_cascade.labels import LABEL_NAMES, REGIONS
 from kits_cascade.parallel import Progress, run_cases
@@ -192,6 +192,7 @@ def _render(
         targets=TARGETS,
         metrics=METRICS,
         unsure=UNSURE,
+        likely=LIKELY,
         has_truth=any(plane.truth for picture in drawn.values() for plane in picture.planes),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,25 @@ class Judgement:
     verdict: str = ""  # empty where nobody has looked
     findings: tuple[Mapping[str, Any], ...] = ()  # what the verdict rests on, as run.json has it, the gravest first
     certainty: Mapping[str, float] = field(default_factory=dict)  # by lesion, such as "tumor 1"
+    confidence: Mapping[str, float] = field(default_factory=dict)  # the same; of networks that were calibrated
     remarks: tuple[str, ...] = ()
 
+    @staticmethod
+    def of(
+        verdict: str,
+        findings: Iterable[Mapping[str, Any]],
+        lesions: Sequence[Mapping[str, Any]],
+        remarks: Iterable[str] = (),
+    ) -> Judgement:
+        """From what the record of a case holds."""
+        certainty, confidence = (_told_of(lesions, column) for column in ("certainty", "confidence"))
+        return Judgement(verdict, tuple(findings), certainty, confidence, tuple(remarks))
 
-def certainty_of(lesions: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """By lesion, of those whose network has told it."""
-    known = [row for row in lesions if row.get("certainty") is not None]
-    return {f"{row['kind']} {row['number']}": float(row["certainty"]) for row in known}
+
+def _told_of(lesions: Iterable[Mapping[str, Any]], column: str) -> dict[str, float]:
+    """A column of the lesions' table by lesion, of those whose network has told it."""
+    known = [row for row in lesions if row.get(column) is not None]
+    return {f"{row['kind']} {row['number']}": float(row[column]) for row in known}
 
 
 @dataclass(frozen=True)
@@ -97,8 +109,7 @@ class RunInfo:
         record, remarks = self.cases.get(case, {}), tuple(self.remarks(case))
         if record.get("result") and sha256(labels) != record["result"]:
             return Judgement(remarks=(EDITED, *remarks))
-        certainty = certainty_of(record.get("lesions", ()))
-        return Judgement(self.verdict(case), tuple(self.findings(case)), certainty, remarks)
+        return Judgement.of(self.verdict(case), self.findings(case), record.get("lesions", ()), remarks)
 
     def look_at(self, case: str) -> tuple[int, int, int] | None:
         """The place of the gravest finding that has one, unless all are mere notes."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from kits_cascade.errors import CaseError, FileFormatError, UsageError
 from kits_cascade.files import write_text
-from kits_cascade.inference.certainty import UNSURE
+from kits_cascade.inference.certainty import LIKELY, UNSURE
 from kits_cascade.inference.measure import LesionRow, body_midline, measure_lesions, volumes_ml
 from kits_cascade.labels import CYST, KIDNEY, LABEL_NAMES, TUMOR
 from kits_cascade.report.embedded import ViewOptions, pack_scan, to_base64
@@ -88,6 +88,7 @@ class _Spot:
     text: str
     severity: str
     place: Point | None  # None where it concerns the whole, or what the page does not show
+    look: str  # where, in words
 
     @staticmethod
     def of(finding: Mapping[str, Any], region: Box, affine: Array) -> _Spot:
@@ -95,7 +96,9 @@ class _Spot:
         place = None
         if where and all(a <= at < b for at, a, b in zip(where, region.start, region.stop, strict=True)):
             place = _world(affine, np.array(where))
-        return _Spot(str(finding.get("text", "")), str(finding.get("severity", "note")), place)
+        return _Spot(
+            str(finding.get("text", "")), str(finding.get("severity", "note")), place, str(finding.get("look", ""))
+        )
 
 
 def _world(affine: Array, zyx: Array) -> Point:
@@ -169,6 +172,7 @@ def _render(shown: _Shown, options: ViewOptions, script: str) -> str:
         licence=niivue_licence(),
         presets=presets,
         unsure=UNSURE,
+        likely=LIKELY,
         colours={name: LABEL_COLORS[label] for label, name in LABEL_NAMES.items()},
         scene={
             "window": presets[0][1:],

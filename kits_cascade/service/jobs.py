@@ -19,7 +19,7 @@ import numpy as np
 from kits_cascade.errors import CaseError, KitsCascadeError, MissingExtraError
 from kits_cascade.files import write_json
 from kits_cascade.inference.cascade import Cascade
-from kits_cascade.report.run_info import Judgement, certainty_of
+from kits_cascade.report.run_info import Judgement
 from kits_cascade.report.viewer import write_view
 from kits_cascade.runs.dicom_results import remarks_on
 from kits_cascade.runs.outputs import FinishedCase, write_outputs
@@ -159,7 +159,7 @@ class Jobs:
     def _extras(self, job: Job, record: CaseRecord, loaded: LoadedCase, labels: Array) -> dict[str, Path]:
         """The page, and SEG and SR of a DICOM series, where the packages for them are installed."""
         files = {}
-        judged = Judgement(record.verdict, tuple(record.findings), certainty_of(record.lesions), tuple(record.warnings))
+        judged = Judgement.of(record.verdict, record.findings, record.lesions, record.warnings)
         with _without_extra(job, "3-D page"):
             shown = loaded.volume.with_array(labels)
             files["view"] = write_view(job.folder / _VIEW, "image", loaded.volume, shown, judged=judged)

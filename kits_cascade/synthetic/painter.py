@@ -117,6 +117,7 @@ def paint_case(sources: Sources, seed: int, index: int, options: PaintOptions | 
         "anatomy": anatomy.name,
         "kidneys": {side: source.name if source else None for side, source in kidneys.items()},
         "view": plan.view,
+        "mirrored": plan.mirrored,
         "phase": palette.phase,
         "events": sorted(plan.events),
         "slice_mm": settings.slice_mm,

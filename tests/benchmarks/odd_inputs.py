@@ -3,6 +3,8 @@
 import numpy as np
 from scipy import ndimage
 
+from kits_cascade.volumes.volume import volume_from_array
+
 
 def mr_like(image, rng):
     """Bright fat, middling tissue, dark bone and air, an uneven coil, noise."""
@@ -56,9 +58,65 @@ def with_doubles(image):
     return np.repeat(image, [2 if k in places else 1 for k in range(len(image))], axis=0)
 
 
-def odd_inputs(image, spacing, seed=0):
-    """Name, image, and the check that should name it."""
-    rng = np.random.default_rng(seed)
+def cylinder(image, spacing, rng, inserts=()):
+    """Water in a round tank, with rods of other materials: centre y and x, radius in mm, value."""
+    made = np.full(image.shape, -1000.0)
+    made[_ellipse(image.shape, spacing, (0, 0), (110, 110))] = 0
+    for y, x, radius, value in inserts:
+        made[_ellipse(image.shape, spacing, (y, x), (radius, radius))] = value
+    return _scanned(made, rng)
+
+
+QA_RODS = ((60, 60, 12.5, 955), (60, -60, 12.5, -1000), (-60, 60, 12.5, 120), (-60, -60, 12.5, -95), (0, 0, 6, 35))
+
+
+def drifted(image):
+    """Tissue 150 HU too dense, and more so in the middle, as a cone beam has it without a calibration."""
+    y, x = (np.linspace(-1, 1, n) for n in image.shape[1:])
+    cup = 60 * np.exp(-2 * (y[:, None] ** 2 + x[None, :] ** 2))
+    return np.where(image > -300, image + 150 + cup, image).clip(-1024, 3071).astype(np.int16)
+
+
+def chest(image, spacing, rng):
+    """The body's middle section with lungs in it, from the lowest slice to the highest."""
+    section = image[len(image) // 2]
+    body = ndimage.binary_opening(section > -300, iterations=3)
+    ends = [np.flatnonzero(body.any(axis=axis))[[0, -1]] for axis in (1, 0)]
+    y, x = ((low + high + 1 - n) / 2 * s for (low, high), n, s in zip(ends, body.shape, spacing[1:], strict=True))
+    depth, width = ((high - low) * s for (low, high), s in zip(ends, spacing[1:], strict=True))
+    sides = [_ellipse(image.shape, spacing, (y, x + way * width), (0.34 * depth, 0.17 * width)) for way in (-0.2, 0.2)]
+    lungs = sides[0] | sides[1]
+    return np.where(lungs, -850, section + rng.normal(0, 12, image.shape)).astype(np.int16)
+
+
+def sheared(affine, degrees):
+    """Slices that are shifted against each other, as after a tilt of the gantry."""
+    made = affine.copy()
+    made[:3, 2] += (
+        affine[:3, 1] / np.linalg.norm(affine[:3, 1]) * np.tan(np.radians(degrees)) * np.linalg.norm(affine[:3, 2])
+    )
+    return made
+
+
+def thicker(volume, thickness_mm):
+    """Fewer, thicker slices."""
+    step = max(2, round(thickness_mm / volume.spacing[0]))
+    count = len(volume.array) // step * step
+    array = volume.array[:count].reshape(-1, step, *volume.shape[1:]).mean(axis=1)
+    return volume_from_array(array.astype(np.int16), volume.affine @ np.diag([1, 1, step, 1]))
+
+
+def odd_inputs(volume, seed=0):
+    """Name, scan, and the check that should name it."""
+    image, spacing = volume.array, volume.spacing
+    for kind, made, check in odd_images(image, spacing, np.random.default_rng(seed)):
+        yield kind, volume_from_array(np.ascontiguousarray(made), volume.affine), check
+    yield "gantry tilt", volume_from_array(image, sheared(volume.affine, 12)), "view: tilted"
+    yield "slices of 10 mm", thicker(volume, 10), "view: thick slices"
+
+
+def odd_images(image, spacing, rng):
+    """Those whose grid is as it was."""
     hu = image.astype(np.int32)
     yield "offset missing", (hu + 1024).clip(0, 4095).astype(np.int16), "values: offset missing"
     yield "x 100000", image.astype(np.float32) * 100_000, "values: scaled"
@@ -72,6 +130,11 @@ def odd_inputs(image, spacing, seed=0):
     yield "slices missing", without_slices(image, spacing), "view: slices missing"
     yield "duplicate slices", with_doubles(image), "view: slices doubled"
     yield "mirrored", image[:, :, ::-1], "view: mirrored"
+    yield "water phantom", cylinder(image, spacing, rng), "view: phantom"
+    yield "phantom with rods", cylinder(image, spacing, rng, QA_RODS), "view: phantom"
+    yield "chest alone", chest(image, spacing, rng), "view: thorax only"
+    yield "upside down", image[::-1], "view: upside down"
+    yield "drift of a cone beam", drifted(image), "values: drift"
 
 
 def with_metal(image, rng):

@@ -27,7 +27,9 @@ from kits_cascade.inference.pipeline import CascadeResult
 from kits_cascade.inference.plausibility import check_input, check_labels, refusal
 from kits_cascade.inference.plausibility_facts import ImageFacts, every_mm
 from kits_cascade.inference.plausibility_finding import PLAUSIBLE, verdict_of
+from kits_cascade.labels import CYST, TUMOR
 from kits_cascade.synthetic.phantom import paint_ct
+from kits_cascade.volumes.components import components
 from kits_cascade.volumes.geometry import Box
 from kits_cascade.volumes.nifti import read_labels, read_volume
 from kits_cascade.volumes.roi_boxes import kidney_boxes
@@ -35,6 +37,7 @@ from kits_cascade.volumes.volume import Volume, volume_from_array
 from tests.benchmarks.odd_inputs import odd_inputs, true_inputs
 from tests.benchmarks.wrecks import WRECKS, NotPossibleError
 
+FALSE = 0.1  # share of a lesion below which it is none, as in the lesion tables
 MASKS = Path(__file__).parent.parent.parent.parent / "shared" / "kits23" / "masks"
 
 
@@ -158,8 +161,7 @@ def inputs(arguments):
     """Odd scans named, true ones not refused."""
     named, refused = defaultdict(list), defaultdict(list)
     for case in cases_of(arguments):
-        for kind, image, check in odd_inputs(case.image, case.spacing):
-            volume = volume_from_array(np.ascontiguousarray(image), case.volume.affine)
+        for kind, volume, check in odd_inputs(case.volume):
             names = [finding.check for finding in check_input(ImageFacts.of(volume))]
             named[kind].append(check in names)
             if check not in names:
@@ -193,24 +195,76 @@ def time_checks(arguments):
     print(f"{case.name}: scan {middle - start:.2f} s, labels {end - middle:.2f} s of processor time")
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A case of a run: how good it is, what was said of it, and whether that is true."""
+
+    name: str
+    dice: float
+    doubts: list[dict]
+    mirrored: bool = False
+    wrong: bool = False  # at least one doubt names a thing that is really wrong in the labels
+    odd: bool = False  # the true labels of this scan get all of these doubts as well
+
+
 def verdicts(arguments):
     """Verdicts of a finished run, against the Dice of kidneys with masses."""
     records = json.loads((arguments.run / "run.json").read_text(encoding="utf-8"))["cases"]
-    rows = []
-    for name, record in records.items():
-        if record["status"] != "done":
-            rows.append((0.0, "failed", name))
-            continue
-        truth = read_labels(arguments.truth / name / "segmentation.nii.gz").array > 0
-        mine = read_labels(arguments.run / record["output"]).array > 0
-        total = int(truth.sum()) + int(mine.sum())
-        rows.append((2 * int((truth & mine).sum()) / total if total else 1.0, record["verdict"], name))
-    for dice, verdict, name in sorted(rows):
-        print(f"{name}: Dice {dice:.3f}, {verdict}")
-    poor, good = ([row for row in rows if test(row[0])] for test in (lambda d: d < 0.5, lambda d: d > 0.9))
-    for what, some, bar in (("under 0.5", poor, ">= 95 %"), ("over 0.9", good, "<= 5 %")):
-        doubted = sum(row[1] != PLAUSIBLE for row in some)
-        print(f"kidney Dice {what}: doubted {doubted} of {len(some)}; bar {bar}")
+    rows = sorted((judged(arguments, *item) for item in records.items()), key=lambda row: row.dice)
+    for row in rows:
+        told = [word for word in ("mirrored", "wrong", "odd") if getattr(row, word)]
+        checks = sorted({finding["check"] for finding in row.doubts})
+        print(f"{row.name}: Dice {row.dice:.3f} {', '.join(told)} {checks}")
+    for what, bar, test in (("under 0.5", ">= 95 %", lambda d: d < 0.5), ("0.5 to 0.9", "none", None),
+                            ("over 0.9", "<= 5 %", lambda d: d > 0.9)):  # fmt: skip
+        some = [row for row in rows if (test(row.dice) if test else 0.5 <= row.dice <= 0.9)]
+        tell_verdicts(f"kidney Dice {what}", some, bar)
+
+
+def tell_verdicts(what, rows, bar):
+    """As the bar counts, and why."""
+    print(f"{what}: doubted {sum(bool(row.doubts) for row in rows)} of {len(rows)}; bar {bar}")
+    straight = [row for row in rows if not row.mirrored]
+    doubted = [row for row in straight if row.doubts]
+    wrong, odd = (sum(test(row) for row in doubted) for test in (lambda r: r.wrong, lambda r: not r.wrong and r.odd))
+    print(f"    without inputs that the painter mirrored: {len(doubted)} of {len(straight)}; of these")
+    print(f"    what is doubted is wrong (a false kidney or lesion): {wrong}; as odd in the true labels: {odd}; "
+          f"doubted though right: {len(doubted) - wrong - odd}", flush=True)  # fmt: skip
+
+
+def judged(arguments, name, record):
+    """A case of a run, against its truth."""
+    if record["status"] != "done":
+        return Judged(name, 0.0, [{"check": "failed"}])
+    truth = read_labels(arguments.truth / name / "segmentation.nii.gz")
+    mine = read_labels(arguments.run / record["output"]).array
+    total = np.count_nonzero(truth.array) + np.count_nonzero(mine)
+    dice = 2 * np.count_nonzero((truth.array > 0) & (mine > 0)) / total if total else 1.0
+    about = arguments.truth / name / "painted.json"
+    mirrored = about.is_file() and json.loads(about.read_text(encoding="utf-8")).get("mirrored", False)
+    doubts = [finding for finding in record["findings"] if finding["severity"] != "note"]
+    if not doubts:
+        return Judged(name, dice, doubts, mirrored)
+    wrong = any(names_what_is_wrong(finding, truth.array, mine) for finding in doubts)
+    case = Case(name, read_volume(arguments.truth / name / "imaging.nii.gz"), truth.array)
+    odd = {finding["check"] for finding in doubts} <= set(grave(findings_of(case, case.labels)))
+    return Judged(name, dice, doubts, mirrored, wrong, odd)
+
+
+def names_what_is_wrong(finding, truth, mine):
+    """Whether the thing that a doubt points at is not there: a lesion that is none, or a kidney."""
+    if finding["lesion"]:
+        kind, number = finding["lesion"].split()
+        label = {"tumor": TUMOR, "cyst": CYST}[kind]
+        found = components(mine == label)
+        piece = found.labels == np.argsort(-found.voxels, kind="stable")[int(number) - 1] + 1
+        return bool((truth[piece] == label).mean() < FALSE)
+    if finding["where"] is None or not finding["check"].startswith("kidneys"):
+        return False
+    found = components(mine > 0)
+    places = np.argwhere(found.labels)
+    near = places[np.abs(places - finding["where"]).sum(axis=1).argmin()]
+    return bool((truth[found.labels == found.labels[tuple(near)]] > 0).mean() < 0.5)
 
 
 def reliability(arguments):

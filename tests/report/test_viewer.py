@@ -38,8 +38,12 @@ def case(tmp_path):
     findings = [
         Finding("lesions", "doubt", "a <dense> cyst", where, "cyst 1").to_json(),
         Finding("view", "note", "short scan").to_json(),
+        Finding("view", "note", "two alike slices", (999, 0, 0)).to_json(),
     ]
-    sure = [{"kind": "tumor", "number": 1, "certainty": 0.93}, {"kind": "cyst", "number": 1, "certainty": 0.61}]
+    sure = [
+        {"kind": "tumor", "number": 1, "certainty": 0.93, "confidence": 0.87},
+        {"kind": "cyst", "number": 1, "certainty": 0.61, "confidence": None},
+    ]
     record = {"status": "done", "input": str(source), "warnings": ["<b>odd</b>"], "verdict": "doubtful"}
     record |= {"findings": findings, "lesions": sure, "result": sha256(tmp_path / "out" / "a & b.nii.gz")}
     write_json(tmp_path / "out" / "run.json", {"cases": {"a & b": record}})
@@ -109,7 +113,8 @@ def test_the_page_is_whole_and_self_contained(case):
     assert "Tumor 1" in own and "Cyst 1" in own and "Redistributions" in own
     assert own.count('class="mesh"') == 3
     assert 'class="verdict doubtful"' in own and "a &lt;dense&gt; cyst" in own and own.count("data-spot=") == 1
-    assert "certainty 0.93" in own and own.count('class="sure soft unsure"') == 1
+    assert "right in 87 %" in own and "certainty 0.61" in own and own.count('class="sure soft unsure"') == 1
+    assert "two alike slices" in own and "outside of this page" in own
     assert not re.search(r"""(src|href)=["']?(https?:)?//|@import|url\(""", own)
     assert '<a class="view" href="view/a%20%26%20b.html">' in build_report(case.parent).page.read_text(encoding="utf-8")
 
@@ -126,7 +131,7 @@ def test_what_was_said_of_other_labels_is_not_shown(case):
 
 def test_the_report_tells_how_sure_the_networks_are(case):
     page = build_report(case.parent).page.read_text(encoding="utf-8")
-    assert '<td class="">0.93</td>' in page and '<td class="low">0.61</td>' in page
+    assert '<td class="">0.93</td><td class="">87%</td>' in page and '<td class="low">0.61</td>' in page
     assert "a &lt;dense&gt; cyst" in page and "<td>cyst 1</td>" in page
 
 
