@@ -246,6 +246,9 @@ def weights(
     batch: Annotated[int | None, typer.Option(min=1, help="Crops a step; 2 on cpu, 16 on cuda.")] = None,
     painters: Annotated[int | None, typer.Option(min=1, help="Processes that paint; most processors.")] = None,
     start: Annotated[Path | None, typer.Option(help="Train the networks of this bundle further.")] = None,
+    stages: Annotated[
+        str, typer.Option(metavar="NAMES", help="Train only these stages; the others are those of --start.")
+    ] = "coarse,kidney,masses",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands, and run none.")] = False,
 ) -> None:
     """Make the shipped networks: paint CT, train the three stages on it meanwhile, export them.
@@ -266,6 +269,7 @@ def weights(
         minutes,
         batch,
         painters,
+        stages=tuple(name for name in stages.split(",") if name),
     )
     if dry_run:
         for step in [*recipe.data_steps(plan), recipe.export_step(plan)]:

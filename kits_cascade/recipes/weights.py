@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from kits_cascade.errors import KitsCascadeError
-from kits_cascade.files import read_json
+from kits_cascade.errors import KitsCascadeError, UsageError
+from kits_cascade.files import link_or_copy, read_json
 from kits_cascade.models.bundle import open_bundle, read_bundled_networks
 from kits_cascade.nnunet_folders import CHECKPOINT, STREAM_LOG, VARIABLES
 from kits_cascade.recipes.steps import TWO_CORES, Run, Step, run_command
@@ -49,10 +49,19 @@ class Weights:
     count: int = 1500  # cases that are painted, if there is time
     seed: int = 11
     device: str = "cpu"
-    start: Path | None = None  # a bundle whose networks are trained further
+    start: Path | None = None  # a bundle whose networks are trained further, with its plans
     minutes: float = 360.0  # of training, over all three networks
     batch: int | None = None
     painters: int | None = None
+    stages: tuple[str, ...] = tuple(stage.key for stage in STAGES)  # that are trained; the others are the bundle's
+
+    def __post_init__(self) -> None:
+        known = [stage.key for stage in STAGES]
+        wrong = [name for name in self.stages if name not in known]
+        if wrong or not self.stages:
+            raise UsageError(f"there is no stage {', '.join(wrong) or 'to train'}; there are {', '.join(known)}")
+        if self.start is None and len(self.stages) < len(known):
+            raise UsageError("to train some stages only, name the bundle that holds the others: --start BUNDLE")
 
     @property
     def bundle(self) -> Path:
@@ -91,8 +100,8 @@ class Weights:
 
 
 def data_steps(plan: Weights) -> list[Step]:
-    """Commands that make the stages' data sets and plans, of a few painted cases."""
-    if plan.is_planned():
+    """Commands that make the stages' data sets and plans, of a few painted cases; a bundle has its own plans."""
+    if plan.start is not None or plan.is_planned():
         return []
     painted = str(plan.root / "painted")
     sources = ("--masks", str(plan.masks), "--anatomy", str(plan.anatomy))
@@ -107,7 +116,7 @@ def data_steps(plan: Weights) -> list[Step]:
 
 def stages_left(plan: Weights) -> list[Stage]:
     """Those that are not trained yet."""
-    return [stage for stage in STAGES if not (plan.fold(stage) / CHECKPOINT).is_file()]
+    return [s for s in STAGES if s.key in plan.stages and not (plan.fold(s) / CHECKPOINT).is_file()]
 
 
 def export_step(plan: Weights) -> Step:
@@ -124,6 +133,7 @@ def make_weights(plan: Weights, say: Say, run: Run = run_command, train: TrainSt
 
     for step in data_steps(plan):
         _run_step(plan, step, tell, say, run)
+    _take_over(plan)
     for stage in stages_left(plan):
         tell(f"The {stage.key} network")
         (train or train_stage)(plan, stage, say)
@@ -163,26 +173,45 @@ def _job(plan: Weights, stage: Stage, device: str) -> StreamJob:
     from kits_cascade.training.stream.loop import Course
     from kits_cascade.training.stream.stage_stream import DIETS, StreamJob, default_batch
 
-    planned = plan.folders["nnUNet_preprocessed"] / stage.dataset
-    seconds = 60 * plan.minutes * DIETS[stage.key].share
+    seconds = 60 * plan.minutes * DIETS[stage.key].share / sum(DIETS[key].share for key in plan.stages)
+    plans, dataset = _plans(plan, stage)
     kidney = plan.fold(KIDNEY_STAGE) / CHECKPOINT if stage == MASSES_STAGE else None
     return StreamJob(
         stage,
         TRAINERS[stage.key],
-        read_json(planned / f"{PLANS_NAME}.json"),
-        read_json(planned / "dataset.json"),
+        read_json(plans),
+        read_json(dataset),
         plan.fold(stage),
         Course(seconds, plan.batch or default_batch(device)),
         plan.seed,
-        start=_weights_to_start_from(plan).get(stage.key) or kidney,
+        start=_bundled(plan)[stage.key] if plan.start else kidney,
         kidney=kidney,
     )
 
 
-def _weights_to_start_from(plan: Weights) -> dict[str, Path]:
-    if plan.start is None:
-        return {}
-    folder = open_bundle(plan.start)
+def _plans(plan: Weights, stage: Stage) -> tuple[Path, Path]:
+    """nnU-Net's two files: of the planning, or of the bundle, whose weights know no other normalisation."""
+    if plan.start is not None:
+        model = _bundled(plan)[stage.key].parents[1]
+        return model / "plans.json", model / "dataset.json"
+    planned = plan.folders["nnUNet_preprocessed"] / stage.dataset
+    return planned / f"{PLANS_NAME}.json", planned / "dataset.json"
+
+
+def _take_over(plan: Weights) -> None:
+    """The bundle's networks of the stages that are not trained."""
+    for stage in STAGES:
+        fold = plan.fold(stage)
+        if stage.key in plan.stages or (fold / CHECKPOINT).is_file():
+            continue
+        for source in _plans(plan, stage):
+            link_or_copy(source, fold.parent / source.name, copy=True)
+        link_or_copy(_bundled(plan)[stage.key], fold / CHECKPOINT, copy=True)
+
+
+def _bundled(plan: Weights) -> dict[str, Path]:
+    """Checkpoints of the bundle to start from, by stage."""
+    folder = open_bundle(plan.start) if plan.start is not None else None
     if folder is None:
         raise WeightsError(f"{plan.start}: not a bundle of networks; give one made by kits-cascade models export")
     return {model.key: model.checkpoints[0] for model in read_bundled_networks(folder, None).all}

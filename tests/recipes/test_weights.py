@@ -1,10 +1,14 @@
 """The recipe of the shipped networks: its commands, what is left of them, and what a failure says."""
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from kits_cascade.cli.app import app
+from kits_cascade.errors import UsageError
+from kits_cascade.models.choose import SHIPPED
 from kits_cascade.recipes import weights
 from kits_cascade.report.training_curves import draw_curves, read_log
 from kits_cascade.stages import STAGES
@@ -83,3 +87,25 @@ def test_dry_run_prints_the_commands(plan):
     assert "kits-cascade plan --preset shipped" in result.output
     assert "training of coarse, kidney, masses" in result.output
     assert not plan.root.exists()
+
+
+@pytest.mark.skipif(not SHIPPED.is_file(), reason="no networks in this checkout")
+def test_one_stage_is_trained_further_and_the_others_are_taken_over(plan):
+    plan = replace(plan, start=SHIPPED, stages=("masses",), minutes=2.0)
+    assert weights.data_steps(plan) == [], "the bundle has its plans"
+    assert [stage.key for stage in weights.stages_left(plan)] == ["masses"]
+    weights._take_over(plan)
+    kept = [plan.fold(stage) / "checkpoint_final.pth" for stage in STAGES[:2]]
+    assert all(path.stat().st_size > 5e6 for path in kept)
+    assert all((path.parents[1] / name).is_file() for path in kept for name in ("plans.json", "dataset.json"))
+    job = weights._job(plan, STAGES[2], "cpu")
+    assert job.course.seconds == 120, "all of the time"
+    assert job.start.parents[1].name == plan.fold(STAGES[2]).parent.name
+    assert job.plans["foreground_intensity_properties_per_channel"]["0"]["std"] > 0
+    assert job.kidney == kept[1]
+
+
+@pytest.mark.parametrize(("stages", "words"), [(("fine",), "no stage fine; there are"), (("masses",), "--start")])
+def test_wrong_stages_are_named(plan, stages, words):
+    with pytest.raises(UsageError, match=words):
+        replace(plan, stages=stages)
