@@ -13,22 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from kits_cascade.errors import KitsCascadeError, UsageError
+from kits_cascade.errors import UsageError
 from kits_cascade.files import read_json
 from kits_cascade.labels import REGION_NAMES
 from kits_cascade.models.choose import SHIPPED
-from kits_cascade.recipes.steps import TWO_CORES, Step, run_command
+from kits_cascade.recipes.steps import TWO_CORES, Step, run_step
 
 _TRAINERS: Final = {"coarse": "DemoTrainer", "kidney": "DemoSurfaceLossTrainer", "masses": "DemoMassesTrainer"}
 # A few hundred steps on a few phantoms: the fine networks must have seen what a wrong coarse box can hold.
 _MARGIN_MM: Final = 70
 Say = Callable[[str], None]
-
-
-class DemoError(KitsCascadeError):
-    """A step of the demo failed; the step's own words are above."""
-
-    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -134,25 +128,16 @@ def run(demo: Demo, say: Say) -> dict[str, float]:
     if not isinstance(demo, TrainingDemo) and not SHIPPED.is_file():
         raise UsageError("this installation comes with no networks; kits-cascade demo --train makes some, on phantoms")
     steps = demo.steps()
+    limits = {name: value for name, value in TWO_CORES.items() if name not in os.environ}
     for number, (title, command) in enumerate(steps, 1):
         say(f"[{number}/{len(steps)}] {title}  ({_clock(time.monotonic() - begin)})")
         say(f"    $ kits-cascade {shlex.join(command)}")
-        _step(title, command)
+        run_step(Step(title, ("kits-cascade", *command)), limits)
     if demo.ct is not None:
         draw_ct(demo)
         return {}
     draw_picture(demo)
     return mean_scores(demo.scores)
-
-
-def _step(title: str, command: list[str]) -> None:
-    limits = {name: value for name, value in TWO_CORES.items() if name not in os.environ}
-    step = Step(title, ("kits-cascade", *command))
-    code = run_command(step.argv, limits)
-    if code != 0:
-        raise DemoError(
-            f"kits-cascade {command[0]} ended with exit code {code}; what is done is kept, run the demo again to go on"
-        )
 
 
 def mean_scores(folder: Path) -> dict[str, float]:

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -41,6 +41,21 @@ def run_command(argv: Sequence[str], environment: Mapping[str, str]) -> int:
     return subprocess.run(
         [*find_program(program), *arguments], env={**os.environ, **environment}, check=False
     ).returncode
+
+
+class StepFailedError(KitsCascadeError):
+    """A command of a recipe failed; its own words are above."""
+
+    exit_code = 1
+
+
+def run_step(step: Step, environment: Mapping[str, str], run: Run = run_command, fine: Collection[int] = (0,)) -> None:
+    """Run a command that must end well, with one of the exit codes ``fine``."""
+    code = run(step.argv, environment)
+    if code not in fine:
+        raise StepFailedError(
+            f"{' '.join(step.argv[:2])} ended with exit code {code}; what is done is kept: run it again to go on"
+        )
 
 
 def find_program(name: str) -> list[str]:

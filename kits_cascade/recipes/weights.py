@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from kits_cascade.errors import KitsCascadeError, UsageError
+from kits_cascade.errors import UsageError
 from kits_cascade.files import link_or_copy, read_json
 from kits_cascade.models.bundle import open_bundle, read_bundled_networks
 from kits_cascade.nnunet_folders import CHECKPOINT, STREAM_LOG, VARIABLES
-from kits_cascade.recipes.steps import TWO_CORES, Run, Step, run_command
+from kits_cascade.recipes.steps import TWO_CORES, Run, Step, run_command, run_step
 from kits_cascade.report.training_curves import draw_curves
 from kits_cascade.stages import KIDNEY_STAGE, MASSES_STAGE, PLANS_NAME, STAGES, Stage
 
@@ -30,12 +30,6 @@ MARGIN_MM: Final = 25
 PLANNED_ON: Final = 10  # painted cases that the data sets are made of: plans and names, no training
 HELD_OUT: Final = "t1"  # an anatomy that no network may see
 Say = Callable[[str], None]
-
-
-class WeightsError(KitsCascadeError):
-    """A step failed; the step's own words are above."""
-
-    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -147,10 +141,8 @@ def make_weights(plan: Weights, say: Say, run: Run = run_command, train: TrainSt
 def _run_step(plan: Weights, step: Step, tell: Say, say: Say, run: Run) -> None:
     tell(step.title)
     say(f"    $ {step.shown()}")
-    code = run(step.argv, plan.environment)
     # A painted scan that shows no kidney is left out by convert, which says so with exit code 1.
-    if code != 0 and not (code == 1 and step.argv[1] == "convert"):
-        raise WeightsError(f"{step.argv[0]} ended with exit code {code}; what is done is kept: run it again to go on")
+    run_step(step, plan.environment, run, (0, 1) if step.argv[1] == "convert" else (0,))
 
 
 def train_stage(plan: Weights, stage: Stage, say: Say) -> None:
@@ -213,5 +205,5 @@ def _bundled(plan: Weights) -> dict[str, Path]:
     """Checkpoints of the bundle to start from, by stage."""
     folder = open_bundle(plan.start) if plan.start is not None else None
     if folder is None:
-        raise WeightsError(f"{plan.start}: not a bundle of networks; give one made by kits-cascade models export")
+        raise UsageError(f"{plan.start}: not a bundle of networks; give one made by kits-cascade models export")
     return {model.key: model.checkpoints[0] for model in read_bundled_networks(folder, None).all}

@@ -10,6 +10,7 @@ from kits_cascade.cli.app import app
 from kits_cascade.errors import UsageError
 from kits_cascade.models.choose import SHIPPED
 from kits_cascade.recipes import weights
+from kits_cascade.recipes.steps import StepFailedError
 from kits_cascade.report.training_curves import draw_curves, read_log
 from kits_cascade.stages import STAGES
 from tests.synthetic.sources import write_anatomy, write_mask
@@ -75,7 +76,7 @@ def test_a_failed_step_says_which_and_that_nothing_is_lost(plan):
         assert environment["nnUNet_results"].startswith(str(plan.root))
         return 1 if argv[1] in ("convert", "plan") else 0
 
-    with pytest.raises(weights.WeightsError, match=r"kits-cascade ended with exit code 1.*run it again"):
+    with pytest.raises(StepFailedError, match=r"kits-cascade plan ended with exit code 1.*run it again"):
         weights.make_weights(plan, lambda _: None, run)
     assert ran == ["paint", "convert", "derive-stages", "plan"], "convert may leave cases without kidneys out"
 
