@@ -35,8 +35,8 @@ Engine = Annotated[
     typer.Option(help="What runs the networks: auto is OpenVINO on processors where it is installed, else PyTorch."),
 ]
 Precision = Annotated[
-    Literal["auto", "fp32", "bf16"] | None,
-    typer.Option(help="Of the networks: auto is bf16 on processors that are fast in it, fp16 on CUDA, else fp32."),
+    Literal["auto", "fp32", "bf16", "mixed"] | None,
+    typer.Option(help="Of the networks: bf16 is the fastest, mixed gives fp32's labels; auto: docs/predict.md."),
 ]
 Workers = Annotated[
     str | None, typer.Option(metavar="N|auto", help="Processes on this machine; auto: one for each visible GPU.")

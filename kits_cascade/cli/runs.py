@@ -34,11 +34,13 @@ from kits_cascade.cli.options import (
     Workers,
 )
 from kits_cascade.cli.root import app
+from kits_cascade.imports import without
 
 if TYPE_CHECKING:
     from kits_cascade.inference.cascade import CascadeOptions, Speed
     from kits_cascade.models.network import Models as AnyModels
     from kits_cascade.runs.events import Event, Listener, Summary
+    from kits_cascade.volumes.find import InputCase
 
 
 _SWITCH_SECONDS: Final = 0.0005
@@ -128,13 +130,6 @@ def predict(
     """
     from kits_cascade.nnunet_folders import open_folders
     from kits_cascade.processor import threads_here
-    from kits_cascade.runs.dicom_results import parse_kinds
-    from kits_cascade.runs.executors import open_executor
-    from kits_cascade.runs.parts import part_of
-    from kits_cascade.runs.predict import predict_cases
-    from kits_cascade.runs.workers import interrupted_by_sigterm
-    from kits_cascade.systems import find_system
-    from kits_cascade.volumes.find import find_inputs
 
     # Reading goes on in a thread while modules are imported, and gives way to that for every piece of a file.
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -145,11 +140,20 @@ def predict(
     threads = threads or threads_here()  # before a cluster starts: Dask changes the environment of whoever starts one
     if nnunet_dir is not None:
         open_folders(nnunet_dir)
+    found, cases = _found_cases(source, part)
+    if workers is None and dask is None:
+        _read_ahead(cases, out)
+
+    # What follows takes a second to import: the first case is being read.
+    from kits_cascade.runs.dicom_results import parse_kinds
+    from kits_cascade.runs.executors import open_executor
+    from kits_cascade.runs.predict import predict_cases
+    from kits_cascade.runs.workers import interrupted_by_sigterm
+    from kits_cascade.systems import find_system
+
     result, speed = _chosen_options(
         options, margin_mm, on_empty, postprocess, save_probabilities, keep_stages, parse_kinds(dicom)
     )
-    found = find_inputs(source)
-    cases = part_of(found, part)
     chosen = choose_networks(find_system(system), folds, more_folds, model, checkpoint, ids, source=models, fine=fine)
     if chosen.notice and not quiet:
         typer.echo(chosen.notice)
@@ -166,7 +170,7 @@ def predict(
             options=result,
             speed=speed.changed(tta, fast, engine, precision),
             overwrite=overwrite,
-            about={"part": part, "total": len(found)},
+            about={"part": part, "total": found},
             accept_values=accept_values,
             wait=wait,
             verify=verify,
@@ -232,6 +236,27 @@ def _use_threads(count: int | None) -> None:
 
         for name in THREAD_VARIABLES:
             os.environ[name] = str(count)
+
+
+def _found_cases(source: Path, part: str | None) -> tuple[int, list[InputCase]]:
+    """How many cases there are, and those of our part."""
+    with without(
+        "pydicom"
+    ):  # nibabel would load it, for what is not needed of it: a tenth of the way to the first tile
+        from kits_cascade.volumes.find import find_inputs
+    from kits_cascade.runs.parts import part_of
+
+    found = find_inputs(source)
+    return len(found), part_of(found, part)
+
+
+def _read_ahead(cases: list[InputCase], out: Path) -> None:
+    """Begin to read the first case of a new run. In a folder that has one, it may be finished, or somebody else's."""
+    from kits_cascade.runs.records import STATE
+    from kits_cascade.volumes.cases import begin_loading
+
+    if cases and not (out / STATE).exists() and not (out / cases[0].result_name).exists():
+        begin_loading(cases[0])
 
 
 def _own_part(part: str) -> str:

@@ -46,7 +46,7 @@ class Speed:
     skip_beyond_mm: float | None = 10.0  # leave out tiles of the masses stage further than this from the kidney
     kidney_skip_beyond_mm: float | None = 20.0  # and of the kidney stage from what the coarse stage saw
     engine: str = "auto"  # or torch, openvino
-    precision: str = "auto"  # or fp32, bf16
+    precision: str = "auto"  # or fp32, bf16, mixed
 
     def changed(
         self, tta: bool | None = None, fast: bool = False, engine: str | None = None, precision: str | None = None
@@ -226,11 +226,14 @@ def load_networks(
 ) -> Any:
     """The networks, ready to predict: Predictors of a cascade, or a WholePredictor."""
     from kits_cascade.inference.nnunet.engines import choose_computing
+    from kits_cascade.inference.nnunet.network_source import begin_with_networks
+
+    computing = replace(choose_computing(speed.engine, speed.precision, device), threads=threads)
+    begin_with_networks(models.all, computing)  # while PyTorch is loaded
     from kits_cascade.inference.nnunet.predictors import NnunetPredictors, WholePredictor
     from kits_cascade.inference.nnunet.tiles import TileOptions
     from kits_cascade.models.network import SingleModel
 
-    computing = replace(choose_computing(speed.engine, speed.precision, device), threads=threads)
     if isinstance(models, SingleModel):
         return WholePredictor(models.model, computing, TileOptions(speed.tile_step, speed.tta, skip_beyond_mm=None))
     networks = NnunetPredictors(

@@ -9,13 +9,13 @@ from typing import Final
 
 import numpy as np
 
+from kits_cascade.background import Background
 from kits_cascade.files import atomic_path, write_json
 from kits_cascade.inference.certainty import certainty_map
 from kits_cascade.inference.measure import LesionRow, body_midline, measure_lesions, volumes_ml
 from kits_cascade.inference.pipeline import CascadeOptions, CascadeResult
 from kits_cascade.inference.plausibility import check_labels
 from kits_cascade.inference.plausibility_finding import Finding
-from kits_cascade.runs.background import Background
 from kits_cascade.runs.dicom_results import write_dicom
 from kits_cascade.volumes.cases import LoadedCase, packed_result, write_result
 from kits_cascade.volumes.dicom_sr import Findings

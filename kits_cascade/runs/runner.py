@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from kits_cascade.background import Background
 from kits_cascade.errors import CaseError, KitsCascadeError, UsageError
 from kits_cascade.inference.cascade import Cascade, ScanCheck
-from kits_cascade.runs.background import Background
 from kits_cascade.runs.claims import Claims
 from kits_cascade.runs.dicom_results import remarks_on
 from kits_cascade.runs.events import Listener, Progress, Summary
@@ -217,6 +217,7 @@ class Runner:
 
     def _wait_for_writing(self) -> None:
         if self._writing is not None:
+            self._writing.wait()  # an interruption while it waits must still find it
             writing, self._writing = self._writing, None
             writing.result()
 

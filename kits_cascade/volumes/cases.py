@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from kits_cascade.background import Background
 from kits_cascade.errors import CaseError, FileFormatError, GeometryError, KitsCascadeError, UsageError
 from kits_cascade.files import atomic_path
 from kits_cascade.volumes import dicom, itk
@@ -59,8 +60,22 @@ def _flat(affine: Array) -> str:
     return str(np.round(affine[:3], 4).tolist()).replace(" ", "")
 
 
+_begun: dict[InputCase, Background[LoadedCase]] = {}
+
+
+def begin_loading(case: InputCase) -> None:
+    """Begin to read a case in a thread, for the next :func:`load_case` to have it sooner, if it is this one."""
+    _begun[case] = Background(lambda: _loaded(case))
+
+
 def load_case(case: InputCase) -> LoadedCase:
     """Read a case into canonical order; what is wrong with it becomes a :class:`CaseError` with a one-line reason."""
+    begun = _begun.pop(case, None)
+    _begun.clear()
+    return _loaded(case) if begun is None else begun.result()
+
+
+def _loaded(case: InputCase) -> LoadedCase:
     if case.problem:
         raise CaseError(case.name, case.problem)
     try:

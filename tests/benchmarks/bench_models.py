@@ -11,57 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dynamic_network_architectures.architectures.unet import PlainConvUNet
-from torch import nn
 
 from kits_cascade.labels import CYST, KIDNEY, TUMOR
 from kits_cascade.stages import COARSE, FINE_SPACING_MM, KIDNEY_STAGE, MASSES_STAGE, PLANS_NAME
 from kits_cascade.synthetic.phantom import paint_ct
 from kits_cascade.volumes.nifti import read_labels, write_volume
 from kits_cascade.volumes.volume import volume_from_array
+from tests.benchmarks.threshold_unet import CLIP, ThresholdUNet
 from tests.inference import handmade
 
 # Kidney and fat are told apart midway between them: else the surface would move by however much the resampling happens
 # to blur there, and that depends on where a crop's grid begins. A cyst gets a thin shell of tumour.
 KIDNEY_HU, TUMOR_HU, CYST_HU = 1700, 2100, 2500
-IS_KIDNEY, IS_MASS, IS_CYST = 800, 1900, 2300
-CLIP = {"mean": 100.0, "std": 400.0, "percentile_00_5": -200.0, "percentile_99_5": 2800.0}
-
-
-class ThresholdUNet(nn.Module):
-    """A U-Net whose work is done and counts for nothing, beside logits from thresholds."""
-
-    def __init__(self, input_channels, num_classes, features, convolutions=1, deep_supervision=False):
-        super().__init__()
-        stages = len(features)
-        self.unet = PlainConvUNet(
-            input_channels,
-            stages,
-            features,
-            nn.Conv3d,
-            3,
-            [1] + [2] * (stages - 1),
-            convolutions,
-            num_classes,
-            convolutions,
-            conv_bias=True,
-            norm_op=nn.InstanceNorm3d,
-            norm_op_kwargs={"eps": 1e-5, "affine": True},
-            nonlin=nn.LeakyReLU,
-            nonlin_kwargs={"inplace": True},
-        )
-        self.two = input_channels == 2
-
-    def forward(self, x):
-        nothing = self.unet(x) * 1e-20  # not 0: an engine may see that nothing comes of it, and leave the work out
-        hu = x[:, :1] * CLIP["std"] + CLIP["mean"]
-        kidney = (hu - IS_KIDNEY) / 20
-        if not self.two:
-            return nothing + torch.cat([-kidney, kidney], dim=1)
-        inside = (x[:, 1:] - 0.5) * 20
-        masses = torch.minimum((hu - IS_MASS) / 20, inside)
-        tumor = torch.minimum(masses, (IS_CYST - hu) / 20)
-        return nothing + torch.cat([masses, tumor], dim=1)
 
 
 @dataclass(frozen=True)
@@ -92,7 +53,7 @@ def write_models(results: Path, size: Size = REAL):
         channels = len(stage.channels)
         plans["foreground_intensity_properties_per_channel"] = {str(c): CLIP for c in range(channels)}
         plans["configurations"][stage.configuration]["architecture"] = {
-            "network_class_name": "tests.benchmarks.bench_models.ThresholdUNet",
+            "network_class_name": "tests.benchmarks.threshold_unet.ThresholdUNet",
             "arch_kwargs": {"features": list(size.features), "convolutions": size.convolutions},
             "_kw_requires_import": [],
         }

@@ -11,6 +11,7 @@ CT images with trained networks, first in PyTorch's single precision, and compar
 """
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kits_cascade.inference.cascade import Cascade, Speed
-from kits_cascade.inference.nnunet import openvino_engine
+from kits_cascade.inference.nnunet import openvino_engine, openvino_kept
 from kits_cascade.inference.nnunet.engine_networks import build_engine
 from kits_cascade.inference.nnunet.engines import BF16, CPU, FP32, OPENVINO, TORCH, Computing
 from kits_cascade.labels import CYST, REGIONS, TUMOR
@@ -99,7 +100,7 @@ def tiles(given):
         make, tile = NETWORKS[name]
         image = torch.randn((1, 1, *tile), generator=torch.Generator().manual_seed(0))
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            openvino_engine.cache_folder = lambda folder=folder: Path(folder)
+            os.environ["XDG_CACHE_HOME"] = folder
             first = expected = None
             work = operations(make(), image)
             for engine, precision in WAYS:
@@ -177,14 +178,14 @@ def int8(given):
     import nncf
 
     cases, compiled = find_inputs(given.input), {}
-    compile_model = openvino_engine._compiled
+    compile_model = openvino_kept.compiled
 
     def remember(model, precision, threads):
         made = compile_model(model, precision, threads)
         compiled[id(made)] = (made, model)
         return made
 
-    openvino_engine._compiled = remember
+    openvino_kept.compiled = openvino_engine.compiled = remember
     models = resolve_models(given.models)
     print("| precision | processor seconds, all of it | least Dice, " + ", ".join(region.name for region in REGIONS)
           + " | lesions alike |\n|---|---|---|---|")  # fmt: skip

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -129,6 +130,7 @@ def main():
     call += ["--engine", given.engine, "--precision", given.precision]
     if given.engine != "torch":  # converted networks are in the cache, as they are from the second run on
         subprocess.run([sys.executable, "-c", OURS, *call], env=environment, cwd=REPOSITORY, check=True)
+    shutil.rmtree(ours, ignore_errors=True)
     seconds, processor, memory, resident = measured([sys.executable, "-c", OURS, *call], environment)
     record = json.loads((ours / "run.json").read_text())["cases"][given.case]
     about = json.loads((ours / ".kits-cascade" / "runs" / f"{record['run']}.json").read_text())["computed_with"]

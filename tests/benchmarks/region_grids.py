@@ -18,7 +18,8 @@ from kits_cascade.stages import ROI_MARGIN_MM
 from kits_cascade.volumes.geometry import Box
 from kits_cascade.volumes.nifti import read_labels, read_volume
 from kits_cascade.volumes.roi_boxes import boxes_in_volume
-from tests.benchmarks.bench_models import CLIP, IS_KIDNEY, REAL, write_image
+from tests.benchmarks.bench_models import REAL, write_image
+from tests.benchmarks.threshold_unet import CLIP, IS_KIDNEY
 
 CASES = ["case_00053", "case_00091", "case_00155", "case_00263", "case_00294", "case_00528"]  # above 130 million voxels
 FINE = (REAL.spacing,) * 3

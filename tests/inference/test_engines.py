@@ -14,13 +14,14 @@ from torch import nn
 
 from kits_cascade.errors import EnvironmentNotReadyError, MissingExtraError, UsageError
 from kits_cascade.inference.cascade import Speed
-from kits_cascade.inference.nnunet import engines, network_source, openvino_engine
+from kits_cascade.inference.nnunet import engines, network_source, openvino_engine, openvino_kept
 from kits_cascade.inference.nnunet.engine_networks import TorchNetwork, build_engine
 from kits_cascade.inference.nnunet.engines import (
     BF16,
     CPU,
     ENGINE_BY_NAME,
     FP32,
+    MIXED,
     OPENVINO,
     TORCH,
     Computing,
@@ -66,9 +67,17 @@ def cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("bfloat16", [True, False])
 def test_auto_takes_the_fastest_there_is(machine, openvino, bfloat16):
     machine(openvino, bfloat16)
-    expected = Computing(OPENVINO if openvino else TORCH, BF16 if bfloat16 else FP32, CPU)
+    fast = MIXED if openvino else BF16
+    expected = Computing(OPENVINO if openvino else TORCH, fast if bfloat16 else FP32, CPU)
     assert choose_computing("auto", "auto", CPU) == expected
     assert choose_computing("torch", "fp32", CPU) == Computing(TORCH, FP32, CPU)
+
+
+def test_mixed_is_bf16_where_kidneys_are_looked_for_and_fp32_where_they_are_drawn():
+    mixed = Computing(OPENVINO, MIXED, CPU, threads=3)
+    assert [mixed.of_stage(key).precision for key in ("coarse", "kidney", "masses", "fine")] == [BF16, *[FP32] * 3]
+    assert mixed.of_stage("masses").threads == 3
+    assert Computing(TORCH, BF16, CPU).of_stage("kidney") == Computing(TORCH, BF16, CPU)
 
 
 def test_what_the_machine_lacks_is_an_error_that_names_what_it_has(machine):
@@ -79,6 +88,8 @@ def test_what_the_machine_lacks_is_an_error_that_names_what_it_has(machine):
         choose_computing("auto", "bf16", CPU)
     with pytest.raises(UsageError, match=r"no engine 'tpu'; there are auto, openvino, torch"):
         choose_computing("tpu", "auto", CPU)
+    with pytest.raises(EnvironmentNotReadyError, match=r"not fast in mixed; it has fp32"):
+        choose_computing("auto", "mixed", CPU)
     with pytest.raises(UsageError, match=r"no precision 'int4'; there are auto, fp32"):
         choose_computing("auto", "int4", CPU)
     assert "openvino has the device cpu, not cuda" in str(ENGINE_BY_NAME[OPENVINO].reason_against("cuda:1"))
@@ -274,13 +285,13 @@ def test_two_that_fill_the_cache_at_once_do_not_harm_each_other(cache):
         thread.start()
     for thread in threads:
         thread.join()
-    assert openvino_engine._read(cache / "key") is not None
+    assert openvino_kept.read_entry(cache / "key") is not None
     assert [path.name for path in cache.iterdir()] == ["key"]
 
 
 @needs_openvino
 def test_nothing_is_reported_to_the_maker():
-    openvino_engine.load_openvino()
+    openvino_kept.load_openvino()
     assert "openvino_telemetry" not in sys.modules
     assert "openvino.tools.ovc" not in sys.modules
 
@@ -294,7 +305,7 @@ def test_a_prediction_says_what_it_computed_with(tmp_path, monkeypatch, caplog):
 
     def not_the_masses(network, shape):
         if shape[1] == 2:
-            raise openvino_engine.ConversionError("it has a loop")
+            raise openvino_kept.ConversionError("it has a loop")
         return convert(network, shape)
 
     monkeypatch.setattr(openvino_engine, "convert_network", not_the_masses)
@@ -395,6 +406,30 @@ def test_being_a_tile_ahead_changes_nothing(tmp_path, mirror):
 
     window.ahead, window.network.forward = True, broken
     with pytest.raises(RuntimeError, match="no tile today"):
+        window.logits(data)
+
+
+def test_where_a_device_s_memory_ends_sums_are_kept_beside_it(tmp_path, monkeypatch):
+    """The way of a GPU, walked on a processor that is called by a number: the same sums, on either side."""
+    model = resolve_models(write_models(tmp_path)).kidney
+    window = StageNetwork(model, Computing(TORCH, FP32, CPU), TileOptions(0.5, False, None)).predictor
+    data = torch.randn((1, 40, 32, 70), generator=torch.Generator().manual_seed(0))
+    expected = window.logits(data)
+    add, tried = window._sum, []
+
+    def full(data, places, there, on_tile):
+        tried.append(there)
+        if there == window.device:
+            raise torch.cuda.OutOfMemoryError("no more")
+        return add(data, places, there, on_tile)
+
+    window.device = torch.device("cpu", 0)
+    torch.testing.assert_close(window.logits(data), expected, atol=0, rtol=0)
+    monkeypatch.setattr(window, "_sum", full)
+    torch.testing.assert_close(window.logits(data), expected, atol=0, rtol=0)
+    assert tried == [torch.device("cpu", 0), torch.device("cpu")]
+    window.device = torch.device("cpu")
+    with pytest.raises(torch.cuda.OutOfMemoryError):
         window.logits(data)
 
 

@@ -1,5 +1,7 @@
 import gzip
+import importlib
 import os
+import sys
 from itertools import permutations, product
 
 import nibabel as nib
@@ -8,7 +10,9 @@ import pytest
 import SimpleITK
 
 from kits_cascade.errors import CaseError, UsageError
+from kits_cascade.imports import without
 from kits_cascade.runs.manifest import RunManifest
+from kits_cascade.volumes import cases
 from kits_cascade.volumes.cases import load_case, result_path, write_result
 from kits_cascade.volumes.find import find_inputs
 
@@ -286,3 +290,36 @@ def test_ten_times_the_files_are_ten_times_the_work(tmp_path, monkeypatch):
         assert len(find_inputs(folder)) == number
         found.append(count)
     assert found[1] < 20 * max(found[0], 1)
+
+
+def test_a_case_that_was_begun_is_read_once(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        nifti(tmp_path / f"{name}.nii.gz")
+    first, second = find_inputs(tmp_path)
+    cases.begin_loading(first)
+    read, asked = cases.read_volume, []
+    monkeypatch.setattr(cases, "read_volume", lambda path: asked.append(path) or read(path))
+    begun = cases._begun[first]
+    assert begun.wait(60)
+    assert load_case(first) is begun.result()
+    np.testing.assert_array_equal(load_case(first).volume.array, begun.result().volume.array)
+    assert len(asked) == 1
+    cases.begin_loading(first)
+    load_case(second)
+    assert not cases._begun  # what nobody asked for does not stay in memory
+
+
+def test_what_is_wrong_with_a_case_that_was_begun_is_said_when_it_is_asked_for(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(b"no scan")
+    (case,) = find_inputs(tmp_path)
+    cases.begin_loading(case)
+    with pytest.raises(CaseError, match="not a valid gzip file"):
+        load_case(case)
+
+
+def test_a_module_can_be_left_out_of_an_import():
+    with without("wave"), pytest.raises(ImportError):
+        importlib.import_module("wave")
+    assert importlib.import_module("wave") is sys.modules["wave"]
+    with without("wave"):
+        assert importlib.import_module("wave")

@@ -23,6 +23,7 @@ from kits_cascade.inference.nnunet.engines import (
     as_nnunet,
     hardware,
 )
+from kits_cascade.inference.nnunet.openvino_kept import ConversionError, kept_networks
 
 _AXES: Final = "mirror_axes"  # kept beside a network
 # oneDNN convolves in bfloat16 fastest with the channels last, and in fp32 with the channels first: docs/benchmarks.md.
@@ -92,7 +93,7 @@ def build_engine(
         compiled = openvino_engine.convert(
             network, weights, shape, computing.precision, _threads(computing), names=names, about=about
         )
-    except openvino_engine.ConversionError as error:
+    except ConversionError as error:
         return Built(TorchNetwork(network, computing, len(shape)), weights, str(error), mirror_axes)
     return Built(compiled, list(range(len(weights))), mirror_axes=mirror_axes)
 
@@ -101,10 +102,11 @@ def kept_in_engine(names: Sequence[str], computing: Computing) -> Built | None:
     """The networks that the engine has kept under these names, all of them; None where it has not, or keeps none."""
     if computing.engine != OPENVINO or not names:
         return None
-    found = openvino_engine.kept(names, computing.precision, _threads(computing))
+    found = kept_networks(names, computing.precision, _threads(computing))
     if found is None:
         return None
-    network, about = found
+    compiled, about = found
+    network = openvino_engine.OpenVinoNetwork(compiled)
     return Built(network, list(range(len(names))), mirror_axes=tuple(about.get(_AXES, ())))
 
 

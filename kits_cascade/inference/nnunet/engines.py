@@ -6,17 +6,20 @@ Nothing here loads torch where there is no GPU, so that a choice does not hold u
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import util
 from typing import Final
 
 from kits_cascade.errors import EnvironmentNotReadyError, KitsCascadeError, MissingExtraError, UsageError
 from kits_cascade.processor import processor_flags, processor_name, surely_no_gpu
+from kits_cascade.stages import COARSE
 
 AUTO: Final = "auto"
 CPU: Final = "cpu"
 TORCH, OPENVINO = "torch", "openvino"
 FP32, BF16, FP16 = "fp32", "bf16", "fp16"
+# The coarse stage in bf16, which only finds where to look, and the rest in fp32: labels as in fp32.
+MIXED: Final = "mixed"
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,12 @@ class Computing:
     # Of the processor; None: PyTorch's own number. OpenVINO adds up in another order with another number.
     threads: int | None = field(default=None, compare=False)
 
+    def of_stage(self, key: str) -> Computing:
+        """For one stage of the cascade: nothing mixed is left."""
+        if self.precision != MIXED:
+            return self
+        return replace(self, precision=BF16 if key == COARSE.key else FP32)
+
     @property
     def kind(self) -> str:
         """The device without its number."""
@@ -88,7 +97,7 @@ def choose_computing(engine: str, precision: str, device: str) -> Computing:
     usable = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
     if not usable:
         raise next(reason for reason in reasons if reason is not None)
-    return Computing(usable[0].name, _choose_precision(precision, device), device)
+    return Computing(usable[0].name, _choose_precision(precision, device, usable[0].name), device)
 
 
 def _choose_device(name: str) -> str:
@@ -105,7 +114,7 @@ def precisions(device: str) -> tuple[str, ...]:
         import torch
 
         return (FP16, BF16, FP32) if torch.cuda.is_bf16_supported() else (FP16, FP32)
-    return (BF16, FP32) if kind_of(device) == CPU and multiplies_bfloat16() else (FP32,)
+    return (BF16, MIXED, FP32) if kind_of(device) == CPU and multiplies_bfloat16() else (FP32,)
 
 
 def multiplies_bfloat16() -> bool:
@@ -120,13 +129,14 @@ def multiplies_bfloat16() -> bool:
     return fast_bfloat16(torch.device(CPU))
 
 
-def _choose_precision(name: str, device: str) -> str:
+def _choose_precision(name: str, device: str, engine: str) -> str:
     has = precisions(device)
     if name == AUTO:
-        return has[0]
+        # In OpenVINO single precision costs little. What bf16 does to lesions that hang in the balance: benchmarks.md.
+        return MIXED if engine == OPENVINO and MIXED in has else has[0]
     if name in has:
         return name
-    if name not in (FP32, BF16, FP16):
+    if name not in (FP32, BF16, FP16, MIXED):
         raise UsageError(f"there is no precision {name!r}; there are {AUTO}, {', '.join(has)} here")
     raise EnvironmentNotReadyError(
         f"{hardware(device)} is not fast in {name}; it has {', '.join(has)}: take --precision {has[0]}, or {AUTO}"

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, cast
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from kits_cascade.errors import ModelError
-from kits_cascade.files import digest
-from kits_cascade.inference.nnunet.plan_reader import input_channels
+from kits_cascade.files import digest, read_json
+from kits_cascade.inference.nnunet.engines import OPENVINO, Computing
+from kits_cascade.inference.nnunet.openvino_kept import begin_with_kept
+from kits_cascade.inference.nnunet.plan_reader import input_channels, read_plans
 from kits_cascade.models.checkpoint import load_checkpoint, names_known_parts, require_modules
 from kits_cascade.models.network import StageModel, file_checksum
 from kits_cascade.training.trainer_names import OUR_TRAINERS
 from kits_cascade.training.trainer_options import TrainerOptions
 from kits_cascade.version import __version__
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # What makes a network of a plan, besides the weights: other packages by their versions, our own code by its text.
 _PACKAGES: Final = ("openvino", "torch", "dynamic_network_architectures", "nnunetv2", "monai")
@@ -41,6 +44,12 @@ class NetworkSource:
     model: StageModel
     plans: Any
     dataset: dict[str, Any]
+
+    @staticmethod
+    def of(model: StageModel) -> NetworkSource:
+        """By the model's own files."""
+        plans = read_plans(read_json(model.folder / "plans.json"), model.configuration)
+        return NetworkSource(model, plans, read_json(model.folder / "dataset.json"))
 
     @property
     def _configuration(self) -> Any:
@@ -130,6 +139,13 @@ class NetworkSource:
         require_modules(architecture, self.model.folder / "plans.json")
         made = build_network(architecture, inputs, outputs, deep_supervision=False, init=False)
         return with_binary_prior(made, self.plans.plans) if self._is_ours else made
+
+
+def begin_with_networks(models: Sequence[StageModel], computing: Computing) -> None:
+    """Begin to read those that the engine has kept, without PyTorch."""
+    for model in models:
+        names = NetworkSource.of(model).names if computing.engine == OPENVINO else []
+        begin_with_kept(names, computing.of_stage(model.key))
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -1,21 +1,17 @@
 """Networks in OpenVINO: converted in memory from the network that was built of allowed parts, and kept in a cache.
 
-The only place that knows OpenVINO. Nothing is ever read but what this machine has converted itself.
+This and :mod:`kits_cascade.inference.nnunet.openvino_kept` are the only places that know OpenVINO.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import os
-import re
 import shutil
-import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import lru_cache
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -23,47 +19,23 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from kits_cascade.files import digest, read_json, sha256, write_json
+from kits_cascade.files import digest, sha256, write_json
+from kits_cascade.inference.nnunet.openvino_kept import (
+    ABOUT,
+    MODEL,
+    SUMS,
+    WEIGHTS,
+    ConversionError,
+    cache_folder,
+    compiled,
+    first_line,
+    load_openvino,
+    read_entry,
+)
 from kits_cascade.version import __version__
 
-_PRECISION: Final = {"fp32": "f32", "bf16": "bf16"}
 _EDGES: Final = (16, 32, 64, None)  # of the example that a network is traced with; None: a whole tile
 _TOLERANCE: Final = 1e-3
-_MODEL, _WEIGHTS, _SUMS = "network.xml", "network.bin", "sums.json"
-_ABOUT: Final = "about"  # in the sums
-
-
-class ConversionError(Exception):
-    """OpenVINO cannot take a network, or does not answer as PyTorch does."""
-
-
-@lru_cache(maxsize=1)
-def load_openvino() -> Any:
-    """The package, without its converter's command line: that takes as long again, and reports each use to its maker.
-
-    What it would report about is medical images on a user's machine; the conversion below needs nothing of it.
-    """
-    with _without("openvino.tools.ovc"):
-        import openvino
-    return openvino
-
-
-@contextmanager
-def _without(module: str) -> Iterator[None]:
-    """Importing this module fails, as if it were not installed."""
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        sys.modules.pop(module, None)
-
-
-@lru_cache(maxsize=1)
-def _core() -> Any:
-    return load_openvino().Core()
 
 
 class OpenVinoNetwork(nn.Module):
@@ -106,55 +78,22 @@ def convert(
     for number, state in enumerate(weights):
         network.load_state_dict(state)
         name = names[number] if names else _key(network.eval(), state, shape)
-        folds.append(_compiled(_cached(network.eval(), shape, name, about or {}), precision, threads))
+        folds.append(compiled(_cached(network.eval(), shape, name, about or {}), precision, threads))
     return OpenVinoNetwork(folds)
-
-
-def kept(names: Sequence[str], precision: str, threads: int) -> tuple[OpenVinoNetwork, dict[str, Any]] | None:
-    """The networks of these names, compiled, with what is said about the first; None where one is not kept whole."""
-    found = []
-    for name in names:
-        model = _read(cache_folder() / name)
-        if model is None:
-            return None
-        found.append(model)
-    try:
-        compiled = OpenVinoNetwork([_compiled(model, precision, threads) for model in found])
-    except ConversionError:
-        return None
-    return compiled, dict(read_json(cache_folder() / names[0] / _SUMS).get(_ABOUT, {}))
-
-
-def _compiled(model: Any, precision: str, threads: int) -> Any:
-    settings = {
-        "INFERENCE_PRECISION_HINT": _PRECISION[precision],
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    try:
-        return _core().compile_model(model, "CPU", settings)
-    except RuntimeError as error:
-        raise ConversionError(_first_line(error)) from error
 
 
 # The cache: a folder per network and shape, that another process may write at the same moment.
 
 
-def cache_folder() -> Path:
-    """Where converted networks lie; it may be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kits-cascade" / "openvino"
-
-
 def _cached(network: nn.Module, shape: tuple[int, ...], name: str, about: dict[str, Any]) -> Any:
     entry = cache_folder() / name
-    there = _read(entry)
+    there = read_entry(entry)
     if there is not None:
         return there
     model = convert_network(network, shape)
     with suppress(OSError):  # a cache that cannot be written only costs the conversion again
         _keep(model, entry, about)
-    return _read(entry) or model  # the one on the disk shares no memory with PyTorch's weights
+    return read_entry(entry) or model  # the one on the disk shares no memory with PyTorch's weights
 
 
 def _key(network: nn.Module, state: dict[str, Any], shape: tuple[int, ...]) -> str:
@@ -181,27 +120,16 @@ def _checksum(state: dict[str, Any]) -> str:
     return mark.hexdigest()
 
 
-def _read(entry: Path) -> Any:
-    """The kept network; None where there is none, or a broken one."""
-    try:
-        sums = read_json(entry / _SUMS)
-        if all(sha256(entry / name) == sums[name] for name in (_MODEL, _WEIGHTS)):
-            return _core().read_model(entry / _MODEL)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
-        pass
-    return None
-
-
 def _keep(model: Any, entry: Path, about: dict[str, Any] | None = None) -> None:
     """Beside its place first, and moved there whole. Where another process was faster, its own is as good."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=entry.parent, ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary) / "entry"
         folder.mkdir()
-        load_openvino().save_model(model, folder / _MODEL, compress_to_fp16=False)
-        sums = {name: sha256(folder / name) for name in (_MODEL, _WEIGHTS)}
-        write_json(folder / _SUMS, {**sums, _ABOUT: about or {}})
-        if _read(entry) is None:
+        load_openvino().save_model(model, folder / MODEL, compress_to_fp16=False)
+        sums = {name: sha256(folder / name) for name in (MODEL, WEIGHTS)}
+        write_json(folder / SUMS, {**sums, ABOUT: about or {}})
+        if read_entry(entry) is None:
             shutil.rmtree(entry, ignore_errors=True)
             folder.replace(entry)
 
@@ -217,7 +145,7 @@ def convert_network(network: nn.Module, shape: tuple[int, ...]) -> Any:
         try:
             return _checked(network, (*shape[:2], *tile), shape)
         except Exception as error:  # whatever a tracer or a front end may raise
-            reason = _first_line(error)
+            reason = first_line(error)
     raise ConversionError(reason)
 
 
@@ -229,7 +157,7 @@ def _checked(network: nn.Module, small: tuple[int, ...], shape: tuple[int, ...])
     model = _traced(network, example)
     expected = network(other)
     model.reshape(list(small))
-    answer = torch.from_numpy(_compiled(model, "fp32", torch.get_num_threads())(other.numpy())[0])
+    answer = torch.from_numpy(compiled(model, "fp32", torch.get_num_threads())(other.numpy())[0])
     _compare(answer, expected)
     model.reshape(list(shape))
     given = tuple(model.output(0).get_shape())
@@ -258,11 +186,3 @@ def _compare(answer: torch.Tensor, expected: torch.Tensor) -> None:
     difference = float((answer - expected).abs().max()) / scale
     if not difference <= _TOLERANCE:
         raise ConversionError(f"its answer differs from PyTorch's by {difference:.1e} of the largest")
-
-
-def _first_line(error: Exception) -> str:
-    unknown = re.search(r"No conversion rule found for operations: [^\n]+", str(error))
-    if unknown is not None:
-        return unknown.group(0)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:200]

@@ -103,14 +103,19 @@ class SlidingWindow:
         self, data: torch.Tensor, places: list[Place], on_tile: Callable[[], None] | None
     ) -> torch.Tensor:
         """The sum over tiles where the network is; in the computer's own memory where a GPU's does not suffice."""
+        beside = torch.device("cpu")
+        there = beside if self.device.type == "mps" else self.device  # Apple's GPUs keep no sums, as in nnU-Net
         with self._autocast():
-            if self.device.type != "cuda":
-                return self._sum(data, places, torch.device("cpu"), on_tile)
             try:
-                return self._sum(data, places, self.device, on_tile)
+                return self._sum(data, places, there, on_tile)
             except torch.cuda.OutOfMemoryError:
-                torch.cuda.empty_cache()
-            return self._sum(data, places, torch.device("cpu"), on_tile)
+                if there == beside:
+                    raise
+        # Not before here has the try let go of its memory: until then its frames are part of the error.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        with self._autocast():
+            return self._sum(data, places, beside, on_tile)
 
     def _autocast(self) -> Any:
         return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()

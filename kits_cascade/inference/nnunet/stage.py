@@ -54,7 +54,8 @@ class StageNetwork:
         self.plans = read_plans(read_json(self.model.folder / "plans.json"), self.model.configuration)
         self.dataset = read_json(self.model.folder / "dataset.json")
         self.labels_of_plan = self.plans.get_label_manager(self.dataset)
-        self.predictor = load_predictor(self.model, self.plans, self.dataset, self.computing, self.tiles)
+        computing = self.computing.of_stage(self.model.key)
+        self.predictor = load_predictor(self.model, self.plans, self.dataset, computing, self.tiles)
 
     @cached_property
     def configuration(self) -> Any:

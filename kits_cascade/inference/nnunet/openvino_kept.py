@@ -1,0 +1,115 @@
+"""Networks that OpenVINO has been given before, in a cache: read, checked and compiled without PyTorch.
+
+So that this goes on while PyTorch is loaded. Nothing is ever read but what this machine has converted itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from kits_cascade.background import Background
+from kits_cascade.files import read_json, sha256
+from kits_cascade.imports import without
+from kits_cascade.inference.nnunet.engines import OPENVINO, Computing
+from kits_cascade.processor import threads_here
+
+_PRECISION: Final = {"fp32": "f32", "bf16": "bf16"}
+MODEL, WEIGHTS, SUMS = "network.xml", "network.bin", "sums.json"
+ABOUT: Final = "about"  # in the sums
+
+Kept = tuple[list[Any], dict[str, Any]]  # compiled, one for each fold, and what is said about the first
+_Wanted = tuple[tuple[str, ...], str, int]
+_begun: dict[_Wanted, Background[Kept | None]] = {}
+
+
+class ConversionError(Exception):
+    """OpenVINO cannot take a network, or does not answer as PyTorch does."""
+
+
+@lru_cache(maxsize=1)
+def load_openvino() -> Any:
+    """The package, without its converter's command line: that takes as long again, and reports each use to its maker.
+
+    What it would report about is medical images on a user's machine; the conversion below needs nothing of it.
+    """
+    with without("openvino.tools.ovc"):
+        import openvino
+    return openvino
+
+
+@lru_cache(maxsize=1)
+def core() -> Any:
+    """OpenVINO's own, one for the process."""
+    return load_openvino().Core()
+
+
+def kept_networks(names: Sequence[str], precision: str, threads: int) -> Kept | None:
+    """The networks of these names, compiled; None where one is not kept whole."""
+    wanted = (tuple(names), precision, threads)
+    begun = _begun.pop(wanted, None)
+    return _kept(*wanted) if begun is None else begun.result()
+
+
+def begin_with_kept(names: Sequence[str], computing: Computing) -> None:
+    """Begin to read networks in a thread, for :func:`kept_networks` to have them sooner."""
+    if computing.engine == OPENVINO and names:
+        wanted = (tuple(names), computing.precision, computing.threads or threads_here())
+        _begun[wanted] = Background(lambda: _kept(*wanted))
+
+
+def _kept(names: tuple[str, ...], precision: str, threads: int) -> Kept | None:
+    found = []
+    for name in names:
+        model = read_entry(cache_folder() / name)
+        if model is None:
+            return None
+        found.append(model)
+    try:
+        made = [compiled(model, precision, threads) for model in found]
+        return made, dict(read_json(cache_folder() / names[0] / SUMS).get(ABOUT, {}))
+    except (ConversionError, OSError, ValueError):
+        return None
+
+
+def compiled(model: Any, precision: str, threads: int) -> Any:
+    """A model made ready to compute; raises a ConversionError."""
+    settings = {
+        "INFERENCE_PRECISION_HINT": _PRECISION[precision],
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    try:
+        return core().compile_model(model, "CPU", settings)
+    except RuntimeError as error:
+        raise ConversionError(first_line(error)) from error
+
+
+def cache_folder() -> Path:
+    """Where converted networks lie; it may be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kits-cascade" / "openvino"
+
+
+def read_entry(entry: Path) -> Any:
+    """The kept network; None where there is none, or a broken one."""
+    try:
+        sums = read_json(entry / SUMS)
+        if all(sha256(entry / name) == sums[name] for name in (MODEL, WEIGHTS)):
+            return core().read_model(entry / MODEL)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        pass
+    return None
+
+
+def first_line(error: Exception) -> str:
+    """What an error of OpenVINO comes down to."""
+    unknown = re.search(r"No conversion rule found for operations: [^\n]+", str(error))
+    if unknown is not None:
+        return unknown.group(0)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:200]
