@@ -89,7 +89,7 @@ def main():
     workers = local_workers(worker_environments(given.workers)) if given.workers else nullcontext((None, 0))
     begin = perf_counter()
     with workers as (executor, _):
-        report = compare(plan, say=lambda text: print(text, flush=True), executor=executor)
+        report = compare(plan, say=print, executor=executor)
     print((plan.out / "comparison.csv").read_text(encoding="utf-8"))
     print(
         f"{perf_counter() - begin:.0f} s; {len(report.steps)} steps; failed: {report.failed or 'none'}; {report.page}"
