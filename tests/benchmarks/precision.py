@@ -1,12 +1,12 @@
 """Engines and precisions: what a tile costs in each, and what each does to the labels.
 
     python -m tests.benchmarks.precision tiles [--networks bench shipped nnunet]
-    python -m tests.benchmarks.precision labels -i IMAGES [-m MODELS]
+    python -m tests.benchmarks.precision labels -i IMAGES [-m MODELS] [--ways openvino:fp32 openvino:mixed]
     python -m tests.benchmarks.precision int8 -i IMAGES [-m MODELS] [--learn 3] [--tiles 12]    (pip install nncf)
 
 ``tiles`` takes one thread and processor time, so that it can be run beside other work; the roof is what this processor
 reaches in a large product of matrices in PyTorch, in the same precision. ``labels`` runs the cascade over
-CT images with trained networks, first in PyTorch's single precision, and compares: Dice of the regions, and lesions.
+CT images with trained networks, and compares with the first of --ways: Dice of the regions, and lesions.
 ``int8`` quantises the fine networks after training, by NNCF, on tiles of the first images, and compares on the others.
 """
 
@@ -33,6 +33,7 @@ from kits_cascade.volumes.components import components
 from kits_cascade.volumes.find import find_inputs
 from tests.inference.handmade import dice
 
+LABELS = ["openvino:fp32", "openvino:bf16", "openvino:mixed"]
 WAYS = [(TORCH, FP32), (TORCH, BF16), (OPENVINO, FP32), (OPENVINO, BF16)]
 
 
@@ -121,29 +122,27 @@ def lesions(labels):
 
 
 def labels(given):
-    models = resolve_models(given.models)
-    cases = find_inputs(given.input)
-    print(
-        "| engine | network seconds | least Dice, "
-        + ", ".join(region.name for region in REGIONS)
-        + " | lesions alike |"
-    )
-    print("|---|---|---|---|")
+    models, cases = resolve_models(given.models), find_inputs(given.input)
+    names = [region.name for region in REGIONS]
+    regions = ", ".join(names)
+    print(f"| {len(cases)} cases | processor seconds | mean Dice: {regions} | least | below 0.998 | lesions alike |")
+    print("|---|---|---|---|---|---|")
     expected = {}
-    for engine, precision in WAYS:
-        speed = Speed(tta=False, tile_step=0.75, engine=engine, precision=precision)
-        cascade = Cascade(models, device="cpu", speed=speed)
-        seconds, worst, alike = 0.0, dict.fromkeys((r.name for r in REGIONS), 1.0), True
+    for way in given.ways:
+        engine, precision = way.split(":")
+        cascade = Cascade(models, device="cpu", speed=Speed(False, 0.75, engine=engine, precision=precision))
+        used, alike, found = 0.0, 0, []
         for case in cases:
-            prediction = cascade(case.path)
-            seconds += prediction.result.seconds["network"]
-            known = expected.setdefault(case.name, prediction.labels)
-            for region in REGIONS:
-                one, other = (np.isin(array, region.labels) for array in (known, prediction.labels))
-                worst[region.name] = min(worst[region.name], dice(one, other))
-            alike = alike and lesions(known) == lesions(prediction.labels)
-        figures = ", ".join(f"{value:.5f}" for value in worst.values())
-        print(f"| {engine} {precision} | {seconds:.1f} | {figures} | {'yes' if alike else 'no'} |", flush=True)
+            start = time.process_time()
+            made = cascade(case.path).labels
+            used += time.process_time() - start
+            known = expected.setdefault(case.name, made)
+            found.append([dice(np.isin(known, r.labels), np.isin(made, r.labels)) for r in REGIONS])
+            alike += lesions(known) == lesions(made)
+        figures = np.array(found)
+        mean, least = (", ".join(f"{x:.4f}" for x in row) for row in (figures.mean(0), figures.min(0)))
+        below = ", ".join(str(n) for n in (figures < 0.998).sum(0))
+        print(f"| {engine} {precision} | {used:.1f} | {mean} | {least} | {below} | {alike} |", flush=True)
 
 
 def compare(name, cascade, cases, expected):
@@ -216,6 +215,7 @@ def main():
     two = ways.add_parser("labels")
     two.add_argument("-i", "--input", type=Path, required=True)
     two.add_argument("-m", "--models", type=Path)
+    two.add_argument("--ways", nargs="+", default=["torch:fp32", "torch:bf16", *LABELS])
     three = ways.add_parser("int8")
     three.add_argument("-i", "--input", type=Path, required=True)
     three.add_argument("-m", "--models", type=Path)
