@@ -159,7 +159,8 @@ def check_labels(
         facts = ResultFacts.of(
             image, bounds.crop(result.labels), grey, bounds, lesions, volumes_ml, certainty.measure(result)
         )
-    return result.findings + check_result(facts)
+    # What is wrong with a scan is why its result is wrong: it comes first.
+    return sorted(result.findings + check_result(facts), key=lambda finding: finding.severity == "note")
 
 
 def refusal(findings: list[Finding]) -> str:

@@ -19,6 +19,8 @@ _BONE_HU: Final = 200
 _MIDDLE_MM: Final = 40.0  # how far from the body's middle a spine may well stand; kidneys lie at 60 and more
 _SLAB_MM: Final = 40.0  # a vertebra with its disc: bone is in each
 _IN_NEARLY_ALL: Final = 0.3
+_BACK: Final = 0.55  # of the body's depth; spines stand at 0.15 ... 0.5
+_AS_DENSE: Final = 0.2  # beside the densest column of all
 _SLICE_STRIDE: Final = 4
 
 
@@ -104,7 +106,8 @@ class ImageFacts:
     def spine(self) -> tuple[float, float] | None:
         """Where the spine stands, y and x in mm from the corner of the scan: the densest column near the middle.
 
-        Contrast medium in the bowel is denser, but does not stand in one column from slab to slab.
+        Contrast medium in the bowel may be denser, but does not stand in one column from slab to slab, and lies in
+        front; so what stands in the back half is the spine, if there is anything like one.
         """
         columns = self.body.sum(axis=(0, 1), dtype=np.float64)
         if not self.bone.any():
@@ -118,8 +121,11 @@ class ImageFacts:
             for slab in slabs
         ]
         dense = np.quantile(blurred, _IN_NEARLY_ALL, axis=0)
-        dense = dense if dense.any() else np.mean(blurred, axis=0)
-        y, x = np.unravel_index(int((dense * np.exp(-0.5 * away**2)).argmax()), dense.shape)
+        dense = (dense if dense.any() else np.mean(blurred, axis=0)) * np.exp(-0.5 * away**2)
+        rows = np.flatnonzero(self.body.any(axis=(0, 2)))
+        back = dense[: rows[0] + round(_BACK * len(rows))]
+        column = back if back.max(initial=0) > _AS_DENSE * dense.max() else dense
+        y, x = np.unravel_index(int(column.argmax()), column.shape)
         return float(y * self.spacing[1]), float(x * self.spacing[2])
 
     def full_voxel(self, height: float, y_mm: float, x_mm: float) -> tuple[int, int, int]:

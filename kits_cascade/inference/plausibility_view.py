@@ -79,7 +79,8 @@ def find_phantom(facts: ImageFacts) -> Iterable[Hit]:
     counts, edges = np.histogram(inner, bins=60, range=(-200.0, 400.0))
     together = np.convolve(counts, np.ones(5), mode="same")  # 50 HU
     best = int(together.argmax())
-    value, share = float(edges[best] + edges[best + 1]) / 2, float(together[best]) / len(inner)
+    share, middle = float(together[best]) / len(inner), float(edges[best] + edges[best + 1]) / 2
+    value = float(np.median(inner[np.abs(inner - middle) <= 25]))
     fat = float(((inner > FAT_HU[0]) & (inner < FAT_HU[1])).mean())
     fatty = value < FAT_HU[1] and share > _ONE_FATTY_MATERIAL
     if fatty or (share > _ONE_MATERIAL and fat < LEAN):

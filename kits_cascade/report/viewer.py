@@ -74,7 +74,8 @@ def write_view(
     kidneys = mask_surface(near[1].array == KIDNEY, labels.spacing, near[1].affine)
     ct, overlay, notes = pack_scan(near[0], near[1], options)
     judged = replace(judged, remarks=(*judged.remarks, *notes))
-    spots = [_Spot.of(finding, region, labels.affine) for finding in judged.findings]
+    inside = {lesion.name: lesion.place for lesion in lesions}
+    spots = [_Spot.of(finding, region, labels.affine, inside) for finding in judged.findings]
     volumes = volumes_ml(near[1].array, labels.spacing)
     shown = _Shown(name, ct, overlay, lesions, kidneys, volumes, judged, spots)
     write_text(path, _render(shown, options, script))
@@ -91,10 +92,11 @@ class _Spot:
     look: str  # where, in words
 
     @staticmethod
-    def of(finding: Mapping[str, Any], region: Box, affine: Array) -> _Spot:
+    def of(finding: Mapping[str, Any], region: Box, affine: Array, lesions: Mapping[str, Point]) -> _Spot:
+        """``lesions``: a point inside of each, which the middle of a crescent is not."""
         where = finding.get("where")
-        place = None
-        if where and all(a <= at < b for at, a, b in zip(where, region.start, region.stop, strict=True)):
+        place = lesions.get(str(finding.get("lesion", "")))
+        if not place and where and all(a <= at < b for at, a, b in zip(where, region.start, region.stop, strict=True)):
             place = _world(affine, np.array(where))
         return _Spot(
             str(finding.get("text", "")), str(finding.get("severity", "note")), place, str(finding.get("look", ""))

@@ -150,6 +150,20 @@ def test_a_prediction_has_its_verdict_and_its_reasons():
     assert nothing.verdict == "implausible"
 
 
+def test_what_is_wrong_with_the_scan_comes_first(case):
+    turned = replace(case, volume=case.volume.with_array(np.ascontiguousarray(case.image[:, :, ::-1])))
+    checks = [finding.check for finding in findings_of(turned, np.zeros_like(case.labels))]
+    assert checks[:2] == ["view: mirrored", "kidneys: none"]
+
+
+def test_every_finding_about_a_part_says_where(case):
+    whole = {"values", "kidneys: none", "view: head", "view: legs", "view: short", "view: tilted", "view: phantom"}
+    whole |= {"view: thick slices"}
+    for kind in ("noise_blobs", "confetti", "all_tumor", "fifth", "bowel", "one_side", "fat_as_cyst"):
+        for finding in findings_of(case, WRECKS[kind.replace("_", " ")](case)):
+            assert finding.where or {finding.check, finding.check.split(":")[0]} & whole, (kind, finding)
+
+
 def test_coarse_and_fine_are_compared_on_the_coarse_grid():
     labels = np.zeros((8, 12, 16), np.uint8)
     labels[2:6, 4:8, 4:12] = 3
