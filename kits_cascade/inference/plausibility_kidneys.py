@@ -201,21 +201,22 @@ def find_unlike(facts: ResultFacts) -> Iterable[Hit]:
     ratio = max(k.tissue_ml for k in pair) / min(k.tissue_ml for k in pair)
     apart = abs(pair[0].hu - pair[1].hu)
     if (whole and ratio > _ALIKE_ML) or apart > _ALIKE_HU or _is_other_organ(facts, pair[0], pair[1]):
-        values = {"ratio": ratio, "apart": apart, "off": max(_differences(facts, pair[0], pair[1])[1:])}
+        values = {"ratio": ratio, "apart": apart, "off": max(map(abs, _differences(facts, pair[0], pair[1])[1:]))}
         yield Hit(values, min(pair, key=lambda k: k.tissue_ml).centre)
 
 
 def _differences(facts: ResultFacts, one: KidneyFacts, other: KidneyFacts) -> tuple[float, float, float, float]:
-    """In HU, and of the middles in height, in depth and in distance from the spine."""
-    up, front = (abs(a - b) for a, b in zip(one.centre_mm[:2], other.centre_mm[:2], strict=True))
+    """In HU, and by how much the darker of two lies higher, before or behind, and further from the spine, in mm."""
+    dark, bright = sorted((one, other), key=lambda kidney: kidney.hu)
+    up, front = dark.centre_mm[0] - bright.centre_mm[0], abs(dark.centre_mm[1] - bright.centre_mm[1])
     middle = (facts.image.spine or (0.0, (one.centre_mm[2] + other.centre_mm[2]) / 2))[1]
-    aside = abs(abs(one.centre_mm[2] - middle) - abs(other.centre_mm[2] - middle))
+    aside = abs(dark.centre_mm[2] - middle) - abs(bright.centre_mm[2] - middle)
     # How high a kidney lies is not known where the scan ends in it.
-    return abs(one.hu - other.hu), 0.0 if one.cut or other.cut else up, front, aside
+    return bright.hu - dark.hu, 0.0 if one.cut or other.cut else up, front, aside
 
 
 def _is_other_organ(facts: ResultFacts, one: KidneyFacts, other: KidneyFacts) -> bool:
     """A spleen beside a kidney, or the like."""
     found = _differences(facts, one, other)
-    score = sum(value / unit for value, unit in zip(found, _AS_FAR_APART, strict=True))
+    score = sum(max(0.0, value) / unit for value, unit in zip(found, _AS_FAR_APART, strict=True))
     return found[0] > _OTHER_HU and score > _OTHER_ORGAN
