@@ -42,8 +42,6 @@ INPUT_CHECKS: Final[tuple[Check[ImageFacts], ...]] = (
           "MR or another image than CT; these networks read CT in Hounsfield units", values.find_kind("not ct")),
     Check("values: odd", "doubt", "values of {low:g} to {high:g} are not spread as those of a body in HU (usual: air "
           "at -1000, fat at -100, soft tissue at 0 to 150)", values.find_kind("odd")),
-    Check("values: drift", "doubt", "most soft tissue lies at {peak:.0f} HU; usual are {low:.0f} to {high:.0f} (a cone "
-          "beam, or a bad calibration?)", values.find_drift),
     Check("values: padding", "note", "{share:.0%} of the voxels are {value:g}, which stands for nothing measured",
           values.find_padding),
     Check("values: clipped", "note", "nothing lies below {low:g}: the values were cut to a window",
@@ -55,6 +53,8 @@ INPUT_CHECKS: Final[tuple[Check[ImageFacts], ...]] = (
     Check("view: phantom", "doubt", "this looks like a phantom: {share:.0%} of it is one material of {hu:.0f} HU, and "
           "{fat:.0%} of it fat (a body has many tissues, of which none makes more than half, and fat)",
           view.find_phantom),
+    Check("values: drift", "doubt", "most soft tissue lies at {peak:.0f} HU; usual are {low:.0f} to {high:.0f} (a cone "
+          "beam, or a bad calibration?)", values.find_drift),
     Check("view: thorax only", "doubt", "the scan ends in the lungs ({share:.0%} of its lowest sections; usual: none): "
           "are the kidneys in it at all?", view.find_thorax),
     Check("view: upside down", "doubt", "at the feet's end is the {what}: the slices seem to be in the wrong "
