@@ -4,7 +4,8 @@
 
 Each variant paints its own cases and trains from the same random weights for as many steps of two crops; then
 nnU-Net's predictor runs that network alone on DIR/ct_3mm (its kidneys are the truth) and on painted cases of the body
-that is held out. Each variant's row is kept in the work folder: run again, those that are left are made.
+that is held out. Each variant's row is kept in the work folder: run again, those that are left are made; with
+--variants NUMBERS by several processes.
 """
 
 import argparse
@@ -92,6 +93,7 @@ def main():
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--cases", type=int, default=60)
+    parser.add_argument("--variants", default=",".join(map(str, range(len(VARIANTS)))), help="their numbers")
     given = parser.parse_args()
     sources = Sources.find(given.anatomy, given.masks, (HELD_OUT,))
     outcomes = write_painted(given.work / "judged", sources, 8, 5, options=make_options(3.0, view="abdomen"))
@@ -101,7 +103,8 @@ def main():
         truth = next(path for path in (folder / "kidneys.nii.gz", folder / "segmentation.nii.gz") if path.is_file())
         scans.append((read_volume(folder / "imaging.nii.gz"), read_labels(truth).array > 0))
     print("| painter | real CT, Dice | its two largest parts | painted, Dice |\n|---|---|---|---|")
-    for number, name in enumerate(VARIANTS):
+    for number in map(int, given.variants.split(",")):
+        name = list(VARIANTS)[number]
         kept = given.work / f"variant_{number}.json"
         if not kept.is_file():
             write_json(kept, [list(map(float, row)) for row in judge(train(given, name, kept.with_suffix("")), scans)])
