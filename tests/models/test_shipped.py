@@ -49,6 +49,7 @@ def test_they_are_taken_where_nothing_is_trained(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_kidneys_of_a_painted_case_are_found(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("nnUNet_results", raising=False)  # no other networks than those of the package
     bodies, masks = write_sources(tmp_path, 1, seed=4)
     case = paint_case(Sources.find(bodies, masks), 1, 0, PaintOptions((3.0, 3.0, 3.0), view="abdomen"))
     found = Cascade(speed=Speed(tta=False), device="cpu")(volume_from_array(case.image, spacing=case.spacing)).labels
