@@ -30,6 +30,7 @@ from kits_cascade.training.stream.pool import Painting, Pool, paint_share
 from kits_cascade.training.stream.stage_stream import StreamJob, make_training, write_fold
 from kits_cascade.volumes.components import components
 from kits_cascade.volumes.nifti import read_labels, read_volume
+from tests.inference.handmade import dice
 
 MM = 4.0
 SPACING = (MM, MM, MM)
@@ -62,11 +63,6 @@ def train(given, name, folder):
     training.run(pool.cases, lambda line: print(f"    {line}", flush=True))
     write_fold(job, training.averaged())
     return fold.parent
-
-
-def dice(truth, found):
-    total = truth.sum() + found.sum()
-    return 2 * (truth & found).sum() / total if total else 1.0
 
 
 def two_largest(mask):

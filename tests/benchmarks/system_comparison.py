@@ -12,15 +12,13 @@ import argparse
 import os
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
 from kits_cascade.cli.app import app
 from kits_cascade.data.datasets import SPLITS_FILE, open_dataset
-from kits_cascade.data.presets import preset_path
 from kits_cascade.data.splits import make_splits, source_traits
-from kits_cascade.files import read_json, write_json
+from kits_cascade.files import write_json
 from kits_cascade.nnunet_folders import open_folders
 from kits_cascade.recipes.budget import parse_budget
 from kits_cascade.recipes.compare import compare
@@ -29,29 +27,16 @@ from kits_cascade.recipes.steps import TWO_CORES
 from kits_cascade.runs.executors import local_workers, worker_environments
 from kits_cascade.stages import SOURCE_STAGE
 from kits_cascade.systems import find_system
+from tests.benchmarks.system_matrix import for_a_processor
 
 SYSTEMS = "cascade,nnunet-2mm,medicalnet-resnet10,unetr2d,unet2d,resnet18-unet"
 # The published optimizers are for days; minutes want one that moves at once, the same for all. The losses stay.
 QUICK = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-4, "bfloat16": True, "mirror": False}
+SIZES = {"2d": (96, 8, 4.0), "3d": (32, 2, 4.0)}  # patch, batch, mm
 NARROWER = {
     "unetr2d": {"img_size": [96, 96], "hidden_size": 192, "mlp_dim": 768, "num_heads": 6},
     "unet2d": {"features": [32, 64, 128, 256, 512, 32]},
 }
-
-
-def for_a_processor(system, work):
-    """The row with a preset of small patches and coarse voxels."""
-    content = read_json(preset_path(system.preset if system.is_single else "demo"))
-    if system.is_single:
-        configuration = system.stages[0].configuration
-        axes, size, batch = (2, 96, 8) if configuration == "2d" else (3, 32, 2)
-        values = content["stages"]["source"][configuration]
-        values |= {"patch_size": [size] * axes, "batch_size": batch, "spacing": [4.0] * axes}
-        values["architecture"]["arch_kwargs"] |= NARROWER.get(system.name, {})
-    content["training"] = {**content.get("training", {}), **QUICK}
-    path = work / "presets" / f"{system.name}.json"
-    write_json(path, content)
-    return replace(system, preset=str(path))
 
 
 def phantoms(given):
@@ -82,7 +67,9 @@ def main():
     given.work = given.work.resolve()
     given.work.mkdir(parents=True, exist_ok=True)
     folders = phantoms(given)
-    rows = tuple(for_a_processor(find_system(name), given.work) for name in given.systems.split(","))
+    rows = tuple(
+        for_a_processor(find_system(name), given.work, SIZES, NARROWER, QUICK) for name in given.systems.split(",")
+    )
     os.environ |= TWO_CORES
     budget, folds, number = parse_budget(given.budget), tuple(range(given.folds)), SOURCE_STAGE.dataset_id
     plan = Comparison(folders, given.work / "comparison", rows, folds, budget, number, "cpu", False)

@@ -42,14 +42,21 @@ COLUMNS = ("train", "validation", "nnUNetv2_predict", "predict", "export", "impo
 
 def small(system, work):
     """The row with a preset for a processor: small patches, coarse voxels, few steps."""
-    content = read_json(preset_path("demo" if system.name == "cascade" else system.preset))
+    sizes = {"2d": (32, 2, 8.0), "3d": (32, 2, 8.0)}
+    return for_a_processor(system, work, sizes, SMALLER, {"num_epochs": EPOCHS, **STEPS})
+
+
+def for_a_processor(system, work, sizes, smaller, training):
+    """The row with another preset: patch, batch and voxels by ``sizes``, network by ``smaller``; the demo's cascade."""
+    content = read_json(preset_path(system.preset if system.is_single else "demo"))
     if system.is_single and system.name not in OWN_PATCH:
         configuration = system.stages[0].configuration
         axes = 2 if configuration == "2d" else 3
+        size, batch, mm = sizes[f"{axes}d"]
         values = content["stages"]["source"][configuration]
-        values |= {"patch_size": [32] * axes, "batch_size": 2, "spacing": [8.0] * axes}
-        values["architecture"]["arch_kwargs"] |= SMALLER.get(system.name, {})
-    content["training"] = {**content.get("training", {}), "num_epochs": EPOCHS, **STEPS}
+        values |= {"patch_size": [size] * axes, "batch_size": batch, "spacing": [mm] * axes}
+        values["architecture"]["arch_kwargs"] |= smaller.get(system.name, {})
+    content["training"] = {**content.get("training", {}), **training}
     path = work / "presets" / f"{system.name}.json"
     write_json(path, content)
     return replace(system, preset=str(path))
