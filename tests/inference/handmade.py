@@ -16,6 +16,7 @@ from kits_cascade.volumes.volume import volume_from_array
 
 CLIP = {"mean": 50.0, "std": 100.0, "percentile_00_5": -200.0, "percentile_99_5": 300.0}
 FAT, PARENCHYMA, SOLID, WATER = -100, 150, 260, 5
+PLAIN_UNET = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
 PATCH = {"coarse": [16, 32, 32], "kidney": [32, 32, 32], "masses": [32, 32, 32]}
 
 
@@ -81,6 +82,28 @@ def plans(stage, patch, spacing, torch_resampling=False):
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {str(c): CLIP for c in range(channels)},
     }
+
+
+def unet_plan(features, strides=((1, 1, 1), (2, 2, 2)), network=PLAIN_UNET):
+    """A plan's architecture: a small U-Net of known parts."""
+    arguments = {
+        "n_stages": 2,
+        "features_per_stage": list(features),
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * 2,
+        "strides": [list(stride) for stride in strides],
+        "n_conv_per_stage": [1, 1],
+        "n_conv_per_stage_decoder": [1],
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    named = ["conv_op", "norm_op", "dropout_op", "nonlin"]
+    return {"network_class_name": network, "arch_kwargs": arguments, "_kw_requires_import": named}
 
 
 def dataset_json(stage):

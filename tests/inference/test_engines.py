@@ -40,7 +40,7 @@ from kits_cascade.training.augment import BinaryPrior
 from kits_cascade.training.devices import fast_bfloat16
 from kits_cascade.training.networks.subvoxel import SubvoxelUNet
 from kits_cascade.volumes.nifti import read_labels, write_volume
-from tests.inference.handmade import ThresholdNet, dice, make_case, write_models
+from tests.inference.handmade import ThresholdNet, dice, make_case, unet_plan, write_models
 
 TILE = (16, 24, 32)
 needs_openvino = pytest.mark.skipif(util.find_spec("openvino") is None, reason="OpenVINO is not installed")
@@ -332,30 +332,9 @@ def test_a_prediction_says_what_it_computed_with(tmp_path, monkeypatch, caplog):
 def small_unet(results):
     """A trained kidney network that is made of known parts."""
     network = unet(strides=(1, 2))
-    arguments = {
-        "n_stages": 2,
-        "features_per_stage": [8, 16],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * 2,
-        "strides": [[1, 1, 1], [2, 2, 2]],
-        "n_conv_per_stage": [1, 1],
-        "n_conv_per_stage_decoder": [1],
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-    architecture = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": arguments,
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
     folder = write_models(results) / KIDNEY_STAGE.dataset / f"nnUNetTrainer__nnUNetPlans__{KIDNEY_STAGE.configuration}"
     content = json.loads((folder / "plans.json").read_text())
-    content["configurations"][KIDNEY_STAGE.configuration]["architecture"] = architecture
+    content["configurations"][KIDNEY_STAGE.configuration]["architecture"] = unet_plan([8, 16])
     (folder / "plans.json").write_text(json.dumps(content))
     path = folder / "fold_0" / "checkpoint_final.pth"
     torch.save(torch.load(path, weights_only=False) | {"network_weights": network.state_dict()}, path)
@@ -386,7 +365,7 @@ def test_a_network_that_is_kept_is_neither_read_nor_built(tmp_path, monkeypatch)
 @needs_openvino
 def test_a_network_of_foreign_code_is_built_each_time(tmp_path):
     stage = StageNetwork(resolve_models(write_models(tmp_path)).kidney, Computing(OPENVINO, FP32, CPU), TileOptions())
-    assert network_source.NetworkSource(stage.model, stage.plans, stage.dataset).names == []
+    assert network_source.NetworkSource.of(stage.model).names == []
 
 
 @needs_openvino

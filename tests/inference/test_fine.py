@@ -19,23 +19,11 @@ from kits_cascade.inference.pipeline import paint, run_cascade
 from kits_cascade.models.choose import resolve_models
 from kits_cascade.models.fine import kits_names, read_fine
 from kits_cascade.stages import COARSE, KIDNEY_STAGE, SOURCE_CLASS_ORDER, SOURCE_LABELS
-from tests.inference.handmade import make_case, plans, write_model
+from tests.inference.handmade import make_case, plans, unet_plan, write_model
 
 TILES = TileOptions(0.5, mirror=False, skip_beyond_mm=None)
 BY_LABELS = {"background": 0, "kidney": 1, "Tumour": 2, "cyst": 3}
-LAYERS = {
-    "n_stages": 2,
-    "features_per_stage": [8, 8],
-    "conv_op": "torch.nn.modules.conv.Conv3d",
-    "kernel_sizes": [[3, 3, 3], [3, 3, 3]],
-    "strides": [[1, 1, 1], [2, 2, 2]],
-    "n_conv_per_stage": [1, 1],
-    "n_conv_per_stage_decoder": [1],
-    "conv_bias": True,
-    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-    "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-    "nonlin": "torch.nn.LeakyReLU",
-}
+NETWORK = unet_plan([8, 8])
 
 
 def write_fine(root: Path, labels, order=None, name="nnUNetTrainer__nnUNetPlans__3d_fullres") -> Path:
@@ -43,13 +31,9 @@ def write_fine(root: Path, labels, order=None, name="nnUNetTrainer__nnUNetPlans_
     folder = root / "Dataset777_KiTS" / name
     (folder / "fold_0").mkdir(parents=True)
     content = plans(KIDNEY_STAGE, [16, 32, 32], [1.5, 1.5, 1.5])
-    content["configurations"]["3d_fullres"]["architecture"] = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": LAYERS,
-        "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
-    }
+    content["configurations"]["3d_fullres"]["architecture"] = NETWORK
     torch.manual_seed(1)
-    built = LAYERS | {
+    built = NETWORK["arch_kwargs"] | {
         "conv_op": torch.nn.Conv3d,
         "norm_op": torch.nn.InstanceNorm3d,
         "nonlin": torch.nn.LeakyReLU,

@@ -403,30 +403,13 @@ def test_nnunets_own_predictor_reads_what_was_imported(tmp_path):
 
     from tests.inference import handmade
 
-    arguments = {
-        "n_stages": 2,
-        "features_per_stage": [4, 8],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * 2,
-        "strides": [[1, 1, 1], [2, 2, 2]],
-        "n_conv_per_stage": [1, 1],
-        "n_conv_per_stage_decoder": [1],
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"affine": True},
-        "dropout_op": None,
-        "nonlin": "torch.nn.LeakyReLU",
-    }
-    named = ("conv_op", "norm_op", "dropout_op", "nonlin")
+    architecture = handmade.unet_plan([4, 8])
+    named, arguments = architecture["_kw_requires_import"], architecture["arch_kwargs"]
     located = {key: pydoc.locate(value) if key in named and value else value for key, value in arguments.items()}
     for stage in STAGES:
         folder = handmade.write_model(tmp_path / "results", stage)
         content = json.loads((folder / "plans.json").read_text())
-        content["configurations"][stage.configuration]["architecture"] = {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": arguments,
-            "_kw_requires_import": list(named),
-        }
+        content["configurations"][stage.configuration]["architecture"] = architecture
         (folder / "plans.json").write_text(json.dumps(content))
         network = PlainConvUNet(len(stage.channels), num_classes=2, deep_supervision=True, **located)
         path = folder / "fold_0" / "checkpoint_final.pth"

@@ -13,6 +13,7 @@ from kits_cascade.training.stream import loop, pool
 from kits_cascade.training.stream import stage_stream as stages
 from kits_cascade.training.stream.crops import Cropper, CropPlan
 from kits_cascade.training.stream.spoilt_prior import Prior
+from tests.inference.handmade import unet_plan
 from tests.synthetic.sources import write_anatomy, write_mask
 
 CPU = torch.device("cpu")
@@ -44,23 +45,6 @@ def plan_crops(**changed):
 
 
 def tiny_plans(configuration, channels=1, spacing=6.0):
-    features = [4, 8]
-    convolution = {
-        "n_stages": 2,
-        "features_per_stage": features,
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * 2,
-        "strides": [[2, 2, 2]] * 2,
-        "n_conv_per_stage": [1, 1],
-        "n_conv_per_stage_decoder": [1],
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
     return {
         "foreground_intensity_properties_per_channel": {
             "0": {"mean": 80.0, "std": 90.0, "percentile_00_5": -160.0, "percentile_99_5": 320.0}
@@ -70,11 +54,9 @@ def tiny_plans(configuration, channels=1, spacing=6.0):
                 "spacing": [spacing] * 3,
                 "patch_size": [16, 16, 16],
                 "normalization_schemes": ["CTNormalization", "NoNormalization"][:channels],
-                "architecture": {
-                    "network_class_name": "kits_cascade.training.networks.subvoxel.SubvoxelUNet",
-                    "arch_kwargs": convolution,
-                    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-                },
+                "architecture": unet_plan(
+                    [4, 8], [(2, 2, 2)] * 2, "kits_cascade.training.networks.subvoxel.SubvoxelUNet"
+                ),
             }
         },
     }
