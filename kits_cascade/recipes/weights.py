@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -61,6 +62,14 @@ class Weights:
     def bundle(self) -> Path:
         """What comes out."""
         return self.root / "networks.zip"
+
+    @cached_property
+    def bundled(self) -> dict[str, Path]:
+        """Checkpoints of the bundle to start from, by stage."""
+        folder = open_bundle(self.start) if self.start is not None else None
+        if folder is None:
+            raise UsageError(f"{self.start}: not a bundle of networks; give one made by kits-cascade models export")
+        return {model.key: model.checkpoints[0] for model in read_bundled_networks(folder, None).all}
 
     @property
     def anatomies(self) -> tuple[str, ...]:
@@ -176,7 +185,7 @@ def _job(plan: Weights, stage: Stage, device: str) -> StreamJob:
         plan.fold(stage),
         Course(seconds, plan.batch or default_batch(device)),
         plan.seed,
-        start=_bundled(plan)[stage.key] if plan.start else kidney,
+        start=plan.bundled[stage.key] if plan.start else kidney,
         kidney=kidney,
     )
 
@@ -184,7 +193,7 @@ def _job(plan: Weights, stage: Stage, device: str) -> StreamJob:
 def _plans(plan: Weights, stage: Stage) -> tuple[Path, Path]:
     """nnU-Net's two files: of the planning, or of the bundle, whose weights know no other normalisation."""
     if plan.start is not None:
-        model = _bundled(plan)[stage.key].parents[1]
+        model = plan.bundled[stage.key].parents[1]
         return model / "plans.json", model / "dataset.json"
     planned = plan.folders["nnUNet_preprocessed"] / stage.dataset
     return planned / f"{PLANS_NAME}.json", planned / "dataset.json"
@@ -198,12 +207,4 @@ def _take_over(plan: Weights) -> None:
             continue
         for source in _plans(plan, stage):
             link_or_copy(source, fold.parent / source.name, copy=True)
-        link_or_copy(_bundled(plan)[stage.key], fold / CHECKPOINT, copy=True)
-
-
-def _bundled(plan: Weights) -> dict[str, Path]:
-    """Checkpoints of the bundle to start from, by stage."""
-    folder = open_bundle(plan.start) if plan.start is not None else None
-    if folder is None:
-        raise UsageError(f"{plan.start}: not a bundle of networks; give one made by kits-cascade models export")
-    return {model.key: model.checkpoints[0] for model in read_bundled_networks(folder, None).all}
+        link_or_copy(plan.bundled[stage.key], fold / CHECKPOINT, copy=True)

@@ -145,7 +145,7 @@ def packed_result(loaded: LoadedCase, labels: Array) -> bytes | None:
     """The file that :func:`write_result` writes; None for formats that are written in one go."""
     if loaded.grid is not None or not loaded.case.result_name.endswith(".gz"):
         return None
-    return packed_volume(loaded.volume, labels if labels.dtype == np.uint8 else labels.astype(np.uint8))
+    return packed_volume(loaded.volume, labels.astype(np.uint8, copy=False))
 
 
 def write_result(loaded: LoadedCase, labels: Array, out_folder: Path, packed: bytes | None = None) -> Path:
@@ -158,7 +158,7 @@ def write_result(loaded: LoadedCase, labels: Array, out_folder: Path, packed: by
         with atomic_path(path) as temporary:
             temporary.write_bytes(packed)
         return path
-    data = labels if labels.dtype == np.uint8 else labels.astype(np.uint8)
+    data = labels.astype(np.uint8, copy=False)
     if loaded.grid is not None:
         itk.write_itk(path, loaded.volume, data, loaded.grid)
     else:

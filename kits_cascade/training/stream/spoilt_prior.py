@@ -22,7 +22,7 @@ class Prior:
         """One channel of zeros and ones (batch, 1, z, y, x)."""
         masks = (labels > 0).float()[:, None]
         found = self._drawn(len(masks), self._share)
-        self._spoil(masks, labels, [n for n in range(len(masks)) if n not in set(found)])
+        self._spoil(masks, labels, sorted(set(range(len(masks))) - set(found)))
         if found and self._network is not None:
             with half_precision(image.device):
                 logits = self._network(image[found].to(memory_format=torch.channels_last_3d))
