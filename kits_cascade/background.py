@@ -1,11 +1,14 @@
-"""One piece of work in a thread of its own: reading ahead and writing behind while the network works."""
+"""Work in threads: one piece beside whatever else is done, or a series of them ahead of who takes the results."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 
@@ -35,3 +38,15 @@ class Background(Generic[Result]):
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]
+
+
+def ahead(work: Callable[[Part], Result], parts: Iterable[Part], threads: int) -> Iterator[Result]:
+    """The parts' results in their order, up to as many as there are ``threads`` made before they are asked for."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for part in parts:
+            waiting.append(pool.submit(work, part))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -7,18 +7,17 @@ so that what is surely background on the network's grid is background between. T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import numpy as np
 import torch
 
-from kits_cascade.inference.nnunet.resample import Method, chosen_planes, in_plane, linear_weights, stream_axis
+from kits_cascade.inference.nnunet.resample import Method, chosen_planes, in_plane, places_between, stream_axis
 from kits_cascade.volumes.geometry import Box
 from kits_cascade.volumes.volume import Array
 
-Decide = Callable[[torch.Tensor], torch.Tensor]  # logits, heads first, to labels
 _PLANES: Final = 16  # that are resampled at a time
 _ROUNDING: Final = 2.0**-9  # of the largest logit: more than half precision loses of the two that are compared
 
@@ -88,8 +87,7 @@ def _between(values: torch.Tensor, planes: Array, size: int, target: int, box: t
     if size == target:
         yield from ((number, values[:, number]) for number in range(box[0].start, box[0].stop))
         return
-    low, weights = linear_weights(size, target)
-    first, second = np.searchsorted(planes, low), np.searchsorted(planes, np.minimum(low + 1, size - 1))
+    first, second, weights = places_between(planes, size, target)
     for number in np.flatnonzero((second >= box[0].start) & (first < box[0].stop)):
         yield int(number), torch.lerp(values[:, first[number]], values[:, second[number]], weights[number])
 

@@ -77,8 +77,11 @@ class NetworkSource:
 
     @property
     def _is_ours(self) -> bool:
-        entry = TrainerOptions.from_plans(self.plans.plans).prior_channels is not None
-        return entry or self.model.trainer in OUR_TRAINERS
+        return self._prior_channels is not None or self.model.trainer in OUR_TRAINERS
+
+    @cached_property
+    def _prior_channels(self) -> tuple[int, ...] | None:
+        return TrainerOptions.from_plans(self.plans.plans).prior_channels
 
     @cached_property
     def names(self) -> list[str]:
@@ -86,10 +89,9 @@ class NetworkSource:
         architecture = self._configuration.configuration["architecture"]
         if not self._is_of_the_plans or not names_known_parts(architecture):
             return []
-        options = TrainerOptions.from_plans(self.plans.plans)
         same = [
             architecture,
-            options.prior_channels if self._is_ours else None,
+            self._prior_channels if self._is_ours else None,
             self._channels,
             self.shape,
             __version__,

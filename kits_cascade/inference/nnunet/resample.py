@@ -7,9 +7,7 @@ matrix. So a full field of view goes through in slabs, and only the result is ev
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, cast
@@ -19,6 +17,7 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
+from kits_cascade.background import ahead
 from kits_cascade.volumes.geometry import resampled_size
 from kits_cascade.volumes.volume import Array, Spacing
 
@@ -58,17 +57,22 @@ def nearest_index(size: int, target: int) -> Array:
     return index.astype(np.intp)
 
 
-def linear_weights(size: int, target: int) -> tuple[Array, torch.Tensor]:
-    """For each target sample the one before it, and how far it is on the way to the next one."""
+def _neighbours(size: int, target: int) -> tuple[Array, Array, torch.Tensor]:
+    """For each target sample the one before it, the one after it, and how far it is on the way between them."""
     centres = ((np.arange(target) + 0.5) * (size / target) - 0.5).clip(0, size - 1)
     low = np.minimum(centres.astype(np.intp), max(size - 2, 0))
-    return low, torch.from_numpy((centres - low).astype(np.float32))
+    return low, np.minimum(low + 1, size - 1), torch.from_numpy((centres - low).astype(np.float32))
+
+
+def places_between(planes: Array, size: int, target: int) -> tuple[Array, Array, torch.Tensor]:
+    """The same as places in ``planes``, which are those of the ``size`` that are needed."""
+    low, high, weights = _neighbours(size, target)
+    return np.searchsorted(planes, low), np.searchsorted(planes, high), weights
 
 
 def _linear(values: torch.Tensor, planes: Array, size: int, target: int) -> torch.Tensor:
     """Linear interpolation along the first axis, of whose ``size`` planes those that are needed are given."""
-    low, weights = linear_weights(size, target)
-    first, second = np.searchsorted(planes, low), np.searchsorted(planes, np.minimum(low + 1, size - 1))
+    first, second, weights = places_between(planes, size, target)
     result = values.new_empty((target, *values.shape[1:]))
     weights = weights.to(values.device)
     # Plane by plane: in the processor's cache, and without a copy of all neighbours.
@@ -132,7 +136,7 @@ def resample(
     step = max(1, _SLAB_VOXELS // max(1, moved.shape[1] * moved.shape[2]))
     slabs = [planes[begin : begin + step] for begin in range(0, len(planes), step)]
     begin = 0
-    for ready in _ahead(lambda part: _slab(moved, part, prepare), slabs):
+    for ready in _in_order(lambda part: _slab(moved, part, prepare), slabs):
         block = ready.to(device)
         changed = in_plane(block, others, method.order)
         there = result[begin : begin + len(block)]
@@ -154,20 +158,10 @@ def _slab(moved: Array, part: Array, prepare: Prepare) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(prepare(np.ascontiguousarray(chosen))))
 
 
-def _ahead(work: Callable[[Array], torch.Tensor], parts: Sequence[Array]) -> Iterator[torch.Tensor]:
+def _in_order(work: Callable[[Array], torch.Tensor], parts: Sequence[Array]) -> Iterator[torch.Tensor]:
     """The parts' results in their order, some made ahead by other threads where there are any to spare."""
     spare = torch.get_num_threads()
-    if spare < 2 or len(parts) < 2:
-        yield from map(work, parts)
-        return
-    with ThreadPoolExecutor(spare) as pool:
-        waiting: deque[Future[torch.Tensor]] = deque()
-        for part in parts:
-            waiting.append(pool.submit(work, part))
-            if len(waiting) > spare:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return map(work, parts) if spare < 2 or len(parts) < 2 else ahead(work, parts, spare)
 
 
 def _is_run(index: Array) -> bool:
@@ -179,8 +173,8 @@ def chosen_planes(size: int, target: int, order: int) -> tuple[Array, Array | No
     if order > 1 or size == target:
         return np.arange(size), None
     if order == 1:
-        low, _ = linear_weights(size, target)
-        return np.unique(np.concatenate([low, np.minimum(low + 1, size - 1)])), None
+        low, high, _ = _neighbours(size, target)
+        return np.unique(np.concatenate([low, high])), None
     planes, repeat = np.unique(nearest_index(size, target), return_inverse=True)
     return planes, repeat
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compu
 from torch import nn
 from torch.nn import functional
 
+from kits_cascade.background import ahead
 from kits_cascade.errors import ModelError
 from kits_cascade.inference.certainty import FOLDS, MIRRORS
 from kits_cascade.volumes.geometry import Box
@@ -147,24 +147,13 @@ class SlidingWindow:
     ) -> Iterator[tuple[Place, torch.Tensor]]:
         """The tiles' places and answers. PyTorch gains nothing by being ahead: its own threads fill the cores."""
 
-        def answer(place: Place) -> torch.Tensor:
+        def answer(place: Place) -> tuple[Place, torch.Tensor]:
             tile = torch.clone(data[place][None], memory_format=torch.contiguous_format).to(self.device)
             if on_tile is not None:
                 on_tile()
-            return self.predict_tile(tile)[0]
+            return place, self.predict_tile(tile)[0]
 
-        if not self.ahead:
-            yield from ((place, answer(place)) for place in places)
-            return
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            waiting = None
-            for place in places:
-                after = place, pool.submit(answer, place)
-                if waiting is not None:
-                    yield waiting[0], waiting[1].result()
-                waiting = after
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
+        return ahead(answer, places, 1) if self.ahead else map(answer, places)
 
     @torch.inference_mode()
     def predict_tile(self, tile: torch.Tensor) -> torch.Tensor:

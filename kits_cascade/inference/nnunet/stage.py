@@ -10,11 +10,10 @@ from typing import Any, Final, cast
 import numpy as np
 import torch
 
-from kits_cascade.files import read_json
 from kits_cascade.inference.certainty import Agreement, Certainty
 from kits_cascade.inference.nnunet.decide import Decision, decision_of, is_plain, resampled_labels
 from kits_cascade.inference.nnunet.engines import Computing
-from kits_cascade.inference.nnunet.plan_reader import read_plans
+from kits_cascade.inference.nnunet.network_source import NetworkSource
 from kits_cascade.inference.nnunet.plan_rules import BY_VOXEL, box_of_nonzero, normalizer, plan_method, unchanged
 from kits_cascade.inference.nnunet.resample import Method, new_shape, resample
 from kits_cascade.inference.nnunet.sliding_window import SlidingWindow
@@ -51,11 +50,10 @@ class StageNetwork:
     predictor: SlidingWindow = field(init=False)
 
     def __post_init__(self) -> None:
-        self.plans = read_plans(read_json(self.model.folder / "plans.json"), self.model.configuration)
-        self.dataset = read_json(self.model.folder / "dataset.json")
+        source = NetworkSource.of(self.model)
+        self.plans, self.dataset = source.plans, source.dataset
         self.labels_of_plan = self.plans.get_label_manager(self.dataset)
-        computing = self.computing.of_stage(self.model.key)
-        self.predictor = load_predictor(self.model, self.plans, self.dataset, computing, self.tiles)
+        self.predictor = load_predictor(source, self.computing.of_stage(self.model.key), self.tiles)
 
     @cached_property
     def configuration(self) -> Any:

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -16,7 +16,6 @@ from kits_cascade.inference.nnunet.engines import Computing
 from kits_cascade.inference.nnunet.network_source import NetworkSource
 from kits_cascade.inference.nnunet.openvino_engine import OpenVinoNetwork
 from kits_cascade.inference.nnunet.sliding_window import SlidingWindow
-from kits_cascade.models.network import StageModel
 
 log = logging.getLogger(__name__)
 _ONE_AT_A_TIME: Final = threading.Lock()  # networks are built: PyTorch's safe loading is set for a whole process
@@ -32,13 +31,10 @@ class TileOptions:
     skip_beyond_mm: float | None = 10.0  # leave out tiles further than this from what can matter
 
 
-def load_predictor(
-    model: StageModel, plans: Any, dataset: dict[str, Any], computing: Computing, tiles: TileOptions
-) -> SlidingWindow:
+def load_predictor(source: NetworkSource, computing: Computing, tiles: TileOptions) -> SlidingWindow:
     """The networks of a model (its folds) in the sliding window, without running any code from their files."""
-    labels = plans.get_label_manager(dataset)
-    patch = tuple(int(n) for n in plans.get_configuration(model.configuration).patch_size)
-    built = _built(NetworkSource(model, plans, dataset), computing)
+    model, labels, patch = source.model, source.plans.get_label_manager(source.dataset), source.shape[2:]
+    built = _built(source, computing)
     axes = built.mirror_axes if tiles.mirror else ()
     if any(axis >= len(patch) for axis in axes):
         raise ModelError(f"{model.folder}: to be mirrored along axes {axes}, but a tile has only {len(patch)}")
