@@ -23,8 +23,10 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, deter
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from kits_cascade.inference.certainty import FOLDS, MIRRORS
+from kits_cascade.inference.nnunet.engines import as_nnunet
 from kits_cascade.inference.nnunet.plan_rules import separate_axis
-from kits_cascade.inference.nnunet.sliding_window import SlidingWindow
+from kits_cascade.inference.nnunet.sliding_window import SlidingWindow, tile_starts, tile_weights
+from kits_cascade.inference.nnunet.torch_network import TorchNetwork
 
 # --- the predictor (kits_cascade/inference/nnunet/)
 
@@ -45,8 +47,6 @@ def parameters(function):
             ["network", "plans_manager", "configuration_manager", "parameters", "dataset_json", "trainer_name"],
         ),
         (nnUNetPredictor.predict_logits_from_preprocessed_data, ["data"]),
-        (compute_gaussian, ["tile_size", "sigma_scale", "value_scaling_factor", "dtype", "device"]),
-        (compute_steps_for_sliding_window, ["image_size", "tile_size", "tile_step_size"]),
         (get_network_from_plans, ["arch_class_name", "arch_kwargs", "arch_kwargs_req_import", "input_channels"]),
         (determine_num_input_channels, ["plans_manager", "configuration_or_config_manager", "dataset_json"]),
         (determine_do_sep_z_and_axis, ["force_separate_z", "current_spacing", "new_spacing"]),
@@ -117,24 +117,39 @@ def test_the_sliding_window_answers_as_nnunet_s_predictor(patch, shape, mirror, 
     theirs = nnUNetPredictor(0.5, use_mirroring=bool(mirror), device=device, allow_tqdm=False)
     theirs.manual_initialization(network, plans, configuration, weights, labels, "nnUNetTrainer", mirror)
     heads = theirs.label_manager.num_segmentation_heads
-    ours = SlidingWindow(network, weights, patch, heads, regions, 0.5, mirror, device)
+    ours = SlidingWindow(
+        TorchNetwork(network, as_nnunet("cpu"), len(patch) + 2), weights, patch, heads, regions, 0.5, mirror
+    )
     data = torch.randn(1, *shape)
     expected = theirs.predict_logits_from_preprocessed_data(data)
-    torch.testing.assert_close(ours.logits(data), expected, atol=0, rtol=0)
+    np.testing.assert_array_equal(ours.logits(data.numpy()), expected.numpy())
     told = {among for among, votes in ours.votes.items() if votes.total}
     assert told == ({FOLDS} if folds > 1 else set()) | ({MIRRORS} if mirror else set())
 
 
+@pytest.mark.parametrize("patch", [(8, 8, 8), (80, 96, 96), (64, 13), (112, 160, 128)])
+def test_tiles_lie_and_count_as_nnunet_s(patch):
+    np.testing.assert_array_equal(
+        tile_weights(patch), compute_gaussian(patch, value_scaling_factor=10, device=torch.device("cpu")).float()
+    )
+    for step in (0.5, 0.75, 1.0):
+        for more in (0, 1, 7, 100, 333):
+            shape = tuple(n + more for n in patch)
+            assert tile_starts(shape, patch, step) == compute_steps_for_sliding_window(shape, patch, step)
+
+
 def test_tiles_that_are_not_wanted_leave_a_gap():
-    device, answer = torch.device("cpu"), torch.nn.Identity()
-    window = SlidingWindow(answer, [{}], (8, 8, 8), 2, False, 0.5, (), device)
+    answer = TorchNetwork(torch.nn.Identity(), as_nnunet("cpu"), 5)
+    window = SlidingWindow(answer, [{}], (8, 8, 8), 2, False, 0.5, ())
     seen = []
-    logits = window.logits(torch.ones(2, 16, 8, 6), wanted=lambda tile: seen.append(tile) or tile.start[0] == 0)
+    logits = window.logits(
+        np.ones((2, 16, 8, 6), np.float32), wanted=lambda tile: seen.append(tile) or tile.start[0] == 0
+    )
     # Boxes of the image itself, which is padded on both sides to no less than a tile.
     assert [tile.start for tile in seen] == [(0, 0, 0), (4, 0, 0), (8, 0, 0)]
     assert {tile.stop[1:] for tile in seen} == {(8, 6)}
-    assert torch.all(logits[:, :8] == 1)
-    assert torch.isnan(logits[:, 8:]).all()  # 0 / 0: whoever asked for it fills it
+    assert (logits[:, :8] == 1).all()
+    assert np.isnan(logits[:, 8:]).all()  # 0 / 0: whoever asked for it fills it
 
 
 @pytest.mark.parametrize("force", [None, True, False])

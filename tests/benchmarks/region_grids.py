@@ -34,8 +34,8 @@ def regions(truth, spacing, suit):
 
 def there_and_back(image, spacing):
     fine = resample(image, new_shape(image.shape, spacing, FINE), Method(3))
-    logits = ((fine.clamp_(CLIP["percentile_00_5"], CLIP["percentile_99_5"]) - IS_KIDNEY) / 20).half().float()
-    return resample(logits.numpy(), image.shape, Method(1)).numpy() > 0
+    logits = (fine.clip(CLIP["percentile_00_5"], CLIP["percentile_99_5"]) - IS_KIDNEY) / 20
+    return resample(logits.astype(np.float16), image.shape, Method(1)) > 0
 
 
 def dice(image, truth, spacing, boxes):

@@ -90,8 +90,7 @@ def our_labels(model, channels, spacing):
 
     network = StageNetwork(model, as_nnunet("cpu"), TileOptions(0.5, False, None))
     prepared = network.prepare(channels, spacing, {})
-    with torch.inference_mode():
-        return network.labels(network.resampled_logits(network.logits(prepared, None), prepared), prepared)
+    return network.labels(network.resampled_logits(network.logits(prepared, None), prepared), prepared)
 
 
 def test_the_folder_is_a_bundle(models, tmp_path):

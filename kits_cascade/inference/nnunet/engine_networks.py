@@ -1,71 +1,34 @@
-"""Networks in an engine: modules that nnU-Net's predictor takes for the network of a plan."""
+"""Networks in an engine, ready for the sliding window. PyTorch is loaded where an engine keeps none of them only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
-from torch import nn
-
-from kits_cascade.inference.nnunet import openvino_engine
 from kits_cascade.inference.nnunet.engines import (
-    BF16,
     CPU,
     ENGINE_BY_NAME,
-    FP16,
     OPENVINO,
-    TORCH,
     Computing,
-    as_nnunet,
     hardware,
 )
-from kits_cascade.inference.nnunet.openvino_kept import ConversionError, kept_networks
+from kits_cascade.inference.nnunet.openvino_kept import ConversionError, OpenVinoNetwork, kept_networks
+from kits_cascade.inference.nnunet.sliding_window import Network
+from kits_cascade.processor import threads_here
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _AXES: Final = "mirror_axes"  # kept beside a network
-# oneDNN convolves in bfloat16 fastest with the channels last, and in fp32 with the channels first: docs/benchmarks.md.
-_CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-class TorchNetwork(nn.Module):
-    """A network in PyTorch that computes in a precision of its own, and answers in single precision."""
-
-    def __init__(self, network: nn.Module, computing: Computing, axes: int) -> None:
-        """``axes``: of the tiles, batch and channels included."""
-        super().__init__()
-        self._device, self._precision = computing.kind, computing.precision
-        channels_last = self._device == CPU and self._precision == BF16
-        self._layout = _CHANNELS_LAST[axes] if channels_last else torch.contiguous_format
-        self.network = network.to(memory_format=self._layout)  # type: ignore[call-overload]
-        self._weights: Any = None
-
-    def load_state_dict(self, state_dict: Any, *_: Any, **__: Any) -> Any:
-        """A fold's weights. nnU-Net's predictor asks for them before every image; mostly they are there already."""
-        if state_dict is not self._weights:
-            self.network.load_state_dict(state_dict)
-            self._weights = state_dict
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """As the network, but for rounding."""
-        with self._autocast():
-            answer: torch.Tensor = self.network(image.contiguous(memory_format=self._layout))
-        return answer.float().contiguous()
-
-    def _autocast(self) -> Any:
-        dtype = {BF16: torch.bfloat16, FP16: torch.float16}.get(self._precision)
-        if self._device == "mps":
-            return nullcontext()
-        return torch.autocast(self._device, dtype, enabled=dtype is not None)
 
 
 @dataclass(frozen=True)
 class Built:
-    """Networks ready for nnU-Net's predictor: a module, and what its ``load_state_dict`` takes for each fold."""
+    """Networks ready for the sliding window: and what each fold is chosen by."""
 
-    network: nn.Module
+    network: Network
     folds: list[Any]
     fell_back: str = ""  # why it is PyTorch after all
     mirror_axes: tuple[int, ...] = ()  # along which the network may be shown mirrored tiles
@@ -84,18 +47,21 @@ def build_engine(
 
     ``names``: by which the engine may keep them, one for each fold. See :func:`kept_in_engine`.
     """
-    if computing.engine == TORCH:
-        plain = computing == as_nnunet(computing.device)
-        made = network if plain else TorchNetwork(network, computing, len(shape))
-        return Built(made, weights, mirror_axes=mirror_axes)
-    about = {_AXES: list(mirror_axes)}
-    try:
-        compiled = openvino_engine.convert(
-            network, weights, shape, computing.precision, _threads(computing), names=names, about=about
-        )
-    except ConversionError as error:
-        return Built(TorchNetwork(network, computing, len(shape)), weights, str(error), mirror_axes)
-    return Built(compiled, list(range(len(weights))), mirror_axes=mirror_axes)
+    from kits_cascade.inference.nnunet.torch_network import TorchNetwork
+
+    fell_back = ""
+    if computing.engine == OPENVINO:
+        from kits_cascade.inference.nnunet.openvino_engine import convert
+
+        about = {_AXES: list(mirror_axes)}
+        try:
+            compiled = convert(
+                network, weights, shape, computing.precision, _threads(computing), names=names, about=about
+            )
+            return Built(compiled, list(range(len(weights))), mirror_axes=mirror_axes)
+        except ConversionError as error:
+            fell_back = str(error)
+    return Built(TorchNetwork(network, computing, len(shape)), weights, fell_back, mirror_axes)
 
 
 def kept_in_engine(names: Sequence[str], computing: Computing) -> Built | None:
@@ -106,12 +72,11 @@ def kept_in_engine(names: Sequence[str], computing: Computing) -> Built | None:
     if found is None:
         return None
     compiled, about = found
-    network = openvino_engine.OpenVinoNetwork(compiled)
-    return Built(network, list(range(len(names))), mirror_axes=tuple(about.get(_AXES, ())))
+    return Built(OpenVinoNetwork(compiled), list(range(len(names))), mirror_axes=tuple(about.get(_AXES, ())))
 
 
 def _threads(computing: Computing) -> int:
-    return computing.threads or torch.get_num_threads()
+    return computing.threads or threads_here()
 
 
 def describe_computing(computing: Computing) -> dict[str, Any]:
@@ -123,5 +88,5 @@ def describe_computing(computing: Computing) -> dict[str, Any]:
         "precision": computing.precision,
         "device": computing.device,
         "hardware": hardware(computing.device),
-        "threads": own or torch.get_num_threads() if computing.kind == CPU else None,
+        "threads": own or threads_here() if computing.kind == CPU else None,
     }

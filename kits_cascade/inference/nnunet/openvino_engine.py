@@ -26,6 +26,7 @@ from kits_cascade.inference.nnunet.openvino_kept import (
     SUMS,
     WEIGHTS,
     ConversionError,
+    OpenVinoNetwork,
     cache_folder,
     compiled,
     first_line,
@@ -36,27 +37,6 @@ from kits_cascade.version import __version__
 
 _EDGES: Final = (16, 32, 64, None)  # of the example that a network is traced with; None: a whole tile
 _TOLERANCE: Final = 1e-3
-
-
-class OpenVinoNetwork(nn.Module):
-    """Compiled networks, one per fold, that nnU-Net's predictor takes for one of PyTorch."""
-
-    def __init__(self, folds: Sequence[Any]) -> None:
-        super().__init__()
-        self._folds, self._fold = list(folds), 0
-
-    def load_state_dict(self, state_dict: Any, *_: Any, **__: Any) -> Any:
-        """Choose a fold, by its number."""
-        self._fold = int(state_dict)
-
-    def release(self) -> None:
-        """Give back the memory that tiles are computed in, until the next tile: other networks need as much."""
-        for fold in self._folds:
-            fold.release_memory()
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """The answer, in single precision."""
-        return torch.from_numpy(self._folds[self._fold](image.contiguous().numpy())[0])
 
 
 def convert(

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from kits_cascade.background import Background
 from kits_cascade.files import read_json, sha256
 from kits_cascade.imports import without
 from kits_cascade.inference.nnunet.engines import OPENVINO, Computing
 from kits_cascade.processor import threads_here
+from kits_cascade.volumes.volume import Array
 
 _PRECISION: Final = {"fp32": "f32", "bf16": "bf16"}
 MODEL, WEIGHTS, SUMS = "network.xml", "network.bin", "sums.json"
@@ -29,6 +33,39 @@ _begun: dict[_Wanted, Background[Kept | None]] = {}
 
 class ConversionError(Exception):
     """OpenVINO cannot take a network, or does not answer as PyTorch does."""
+
+
+class OpenVinoNetwork:
+    """Compiled networks, one per fold, that are shown tiles; they answer in single precision."""
+
+    # Exacter than nnU-Net adds up, since numpy is slow in half precision.
+    sums = "float32"
+    ahead = True
+
+    def __init__(self, folds: Sequence[Any]) -> None:
+        self._folds, self._fold = list(folds), 0
+
+    def choose(self, fold: int) -> None:
+        """Take a fold, by its number."""
+        self._fold = fold
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Nothing need hold."""
+        return nullcontext()
+
+    def near(self, data: Array, work: Callable[[Array], Array]) -> Array:
+        """All is in the computer's own memory."""
+        return work(data)
+
+    def __call__(self, tile: Array) -> Array:
+        """The answer, which is the caller's to change."""
+        answer: Array = self._folds[self._fold](np.ascontiguousarray(tile))[0]
+        return answer
+
+    def release(self) -> None:
+        """Give back the memory that tiles are computed in, until the next tile: other networks need as much."""
+        for fold in self._folds:
+            fold.release_memory()
 
 
 @lru_cache(maxsize=1)

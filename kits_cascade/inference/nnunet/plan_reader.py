@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
+import numpy as np
+
 _LABEL_MANAGER: Final = "LabelManager"
 _KNOWN: Final = ("spacing", "patch_size", "normalization_schemes", "use_mask_for_norm", "architecture")
 
@@ -26,10 +28,10 @@ class Labels:
 
     def apply_inference_nonlin(self, logits: Any) -> Any:
         """Probabilities of logits (channels first)."""
-        import torch
+        from scipy.special import expit, softmax
 
-        values = torch.as_tensor(logits).float()
-        return torch.sigmoid(values) if self.has_regions else torch.softmax(values, 0)
+        values = np.asarray(logits, np.float32)
+        return expit(values) if self.has_regions else softmax(values, axis=0)
 
 
 class Configuration:

@@ -16,7 +16,6 @@ from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from kits_cascade.inference.certainty import Agreement, Certainty
 from kits_cascade.inference.nnunet.engine_networks import describe_computing
@@ -26,7 +25,6 @@ from kits_cascade.inference.nnunet.tiles import TileOptions
 from kits_cascade.inference.roi import FineGrid
 from kits_cascade.models.fine import kits_names
 from kits_cascade.models.network import CascadeModels, StageModel
-from kits_cascade.training.devices import choose_device
 from kits_cascade.volumes.geometry import Box
 from kits_cascade.volumes.volume import Array, Spacing, laid_out
 
@@ -38,7 +36,7 @@ class Roi:
         self._networks = networks
         self._image = laid_out(image)
         self._spacing = spacing
-        self._cache: dict[Any, torch.Tensor] = {}
+        self._cache: dict[Any, Array] = {}
         self._answer: Array = np.zeros(0, dtype=np.uint8)
         self.probabilities: dict[str, Array] = {}
         self.certainty: list[Certainty] = []
@@ -173,7 +171,11 @@ class WholePredictor:
 
 def _settled(computing: Computing | str) -> Computing:
     """By a device's name: what nnU-Net itself would compute with there."""
-    return as_nnunet(str(choose_device(computing))) if isinstance(computing, str) else computing
+    if isinstance(computing, Computing):
+        return computing
+    from kits_cascade.training.devices import choose_device
+
+    return as_nnunet(str(choose_device(computing)))
 
 
 def _computed_with(computing: Computing, stages: Sequence[StageNetwork]) -> dict[str, Any]:

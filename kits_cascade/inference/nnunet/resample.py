@@ -13,11 +13,11 @@ from functools import lru_cache
 from typing import Any, Final, cast
 
 import numpy as np
-import torch
 from scipy import ndimage
-from torch.nn import functional
 
 from kits_cascade.background import ahead
+from kits_cascade.inference.nnunet.arrays import lerp
+from kits_cascade.processor import threads_here
 from kits_cascade.volumes.geometry import resampled_size
 from kits_cascade.volumes.volume import Array, Spacing
 
@@ -41,13 +41,13 @@ class Method:
 
 
 @lru_cache(maxsize=64)
-def _spline_matrix(size: int, target: int, order: int) -> torch.Tensor:
+def _spline_matrix(size: int, target: int, order: int) -> Array:
     """The matrix that scipy's zoom applies along an axis: what it makes of each unit vector."""
     factors: Any = (target / size, 1)
     columns = ndimage.zoom(np.eye(size), factors, order=cast("Any", order), mode="nearest", grid_mode=True)
     # The prefilter's weights fade fourfold a sample: what is beyond float32's reach only costs (denormals are slow).
     columns[np.abs(columns) < _NEGLIGIBLE] = 0
-    return torch.from_numpy(np.ascontiguousarray(columns, dtype=np.float32))
+    return np.ascontiguousarray(columns, dtype=np.float32)
 
 
 def nearest_index(size: int, target: int) -> Array:
@@ -57,54 +57,65 @@ def nearest_index(size: int, target: int) -> Array:
     return index.astype(np.intp)
 
 
-def _neighbours(size: int, target: int) -> tuple[Array, Array, torch.Tensor]:
+def _neighbours(size: int, target: int) -> tuple[Array, Array, Array]:
     """For each target sample the one before it, the one after it, and how far it is on the way between them."""
     centres = ((np.arange(target) + 0.5) * (size / target) - 0.5).clip(0, size - 1)
     low = np.minimum(centres.astype(np.intp), max(size - 2, 0))
-    return low, np.minimum(low + 1, size - 1), torch.from_numpy((centres - low).astype(np.float32))
+    return low, np.minimum(low + 1, size - 1), (centres - low).astype(np.float32)
 
 
-def places_between(planes: Array, size: int, target: int) -> tuple[Array, Array, torch.Tensor]:
+def places_between(planes: Array, size: int, target: int) -> tuple[Array, Array, Array]:
     """The same as places in ``planes``, which are those of the ``size`` that are needed."""
     low, high, weights = _neighbours(size, target)
     return np.searchsorted(planes, low), np.searchsorted(planes, high), weights
 
 
-def _linear(values: torch.Tensor, planes: Array, size: int, target: int) -> torch.Tensor:
+def _linear(values: Array, planes: Array, size: int, target: int) -> Array:
     """Linear interpolation along the first axis, of whose ``size`` planes those that are needed are given."""
     first, second, weights = places_between(planes, size, target)
-    result = values.new_empty((target, *values.shape[1:]))
-    weights = weights.to(values.device)
+    result = np.empty((target, *values.shape[1:]), np.float32)
     # Plane by plane: in the processor's cache, and without a copy of all neighbours.
     for number, (one, other) in enumerate(zip(first, second, strict=True)):
-        torch.lerp(values[one], values[other], weights[number], out=result[number])
+        lerp(values[one], values[other], weights[number], result[number])
     return result
 
 
-def in_plane(block: torch.Tensor, shape: Sequence[int], order: int) -> torch.Tensor:
+def in_plane(block: Array, shape: Sequence[int], order: int) -> Array:
     """Planes of a stack to another shape."""
-    if tuple(block.shape[1:]) == tuple(shape):
-        return block
-    if order == 1:
-        return functional.interpolate(block[:, None], tuple(shape), mode="bilinear", align_corners=False)[:, 0]
-    if order == 0:
-        rows, columns = (torch.from_numpy(nearest_index(n, m)) for n, m in zip(block.shape[1:], shape, strict=True))
-        return block[:, rows.to(block.device)][:, :, columns.to(block.device)]
-    for axis, target in ((1, shape[0]), (2, shape[1])):
-        if block.shape[axis] != target:
-            matrix = _spline_matrix(block.shape[axis], target, order).to(block.device)
-            block = torch.matmul(matrix, block) if axis == 1 else torch.matmul(block, matrix.T)
+    change = {0: _nearest_along, 1: _linear_along}.get(order, _spline_along)
+    # What makes planes smaller goes first.
+    for axis in sorted((1, 2), key=lambda axis: shape[axis - 1] / block.shape[axis]):
+        if block.shape[axis] != shape[axis - 1]:
+            block = change(block, axis, shape[axis - 1], order)
     return block
 
 
-def _along_first(values: torch.Tensor, planes: Array, size: int, target: int, order: int) -> torch.Tensor:
+def _nearest_along(block: Array, axis: int, target: int, _: int) -> Array:
+    taken: Array = np.take(block, nearest_index(block.shape[axis], target), axis)
+    return taken
+
+
+def _linear_along(block: Array, axis: int, target: int, _: int) -> Array:
+    low, high, weights = _neighbours(block.shape[axis], target)
+    first = np.take(block, low, axis)
+    return lerp(first, np.take(block, high, axis), weights[:, None] if axis == 1 else weights)
+
+
+def _spline_along(block: Array, axis: int, target: int, order: int) -> Array:
+    matrix = _spline_matrix(block.shape[axis], target, order)
+    changed: Array = np.matmul(matrix, block) if axis == 1 else np.matmul(block, matrix.T)
+    return changed
+
+
+def _along_first(values: Array, planes: Array, size: int, target: int, order: int) -> Array:
     """A stack to another number of planes (nearest is done before, by choosing planes)."""
     if size == target:
         return values
     if order == 1:
         return _linear(values, planes, size, target)
-    matrix = _spline_matrix(size, target, order).to(values.device)
-    return (matrix @ values.reshape(size, -1)).reshape(target, *values.shape[1:])
+    matrix = _spline_matrix(size, target, order)
+    changed: Array = np.matmul(matrix, values.reshape(size, -1))
+    return changed.reshape(target, *values.shape[1:])
 
 
 def _as_float(part: Array) -> Array:
@@ -118,9 +129,7 @@ def stream_axis(source: Array, method: Method) -> int:
     return int(np.argmax(np.abs(source.strides)))
 
 
-def resample(
-    source: Array, shape: Sequence[int], method: Method, prepare: Prepare = _as_float, device: Any = "cpu"
-) -> torch.Tensor:
+def resample(source: Array, shape: Sequence[int], method: Method, prepare: Prepare = _as_float) -> Array:
     """``source`` (three axes) on a grid of ``shape``, as float32.
 
     ``prepare`` makes float32 of a part of the source (and normalises it, value by value).
@@ -131,36 +140,36 @@ def resample(
     order = method.order_along(axis)
     size = moved.shape[0]
     planes, repeat = chosen_planes(size, shape[axis], order)
-    result = torch.empty((len(planes), *others), dtype=torch.float32, device=device)
+    result = np.empty((len(planes), *others), np.float32)
     limits = _Limits(per_plane=method.separate is not None)
     step = max(1, _SLAB_VOXELS // max(1, moved.shape[1] * moved.shape[2]))
-    slabs = [planes[begin : begin + step] for begin in range(0, len(planes), step)]
-    begin = 0
-    for ready in _in_order(lambda part: _slab(moved, part, prepare), slabs):
-        block = ready.to(device)
-        changed = in_plane(block, others, method.order)
-        there = result[begin : begin + len(block)]
-        there.copy_(limits.clipped(changed, block) if method.clip and method.order > 1 else changed)
-        begin += len(block)
+    slabs = [slice(begin, begin + step) for begin in range(0, len(planes), step)]
+
+    def change(slab: slice) -> tuple[Array, Array]:
+        block = _planes_as_float(moved, planes[slab], prepare)
+        return block, in_plane(block, others, method.order)
+
+    for slab, (block, changed) in zip(slabs, _in_order(change, slabs), strict=True):
+        result[slab] = limits.clipped(changed, block) if method.clip and method.order > 1 else changed
     if repeat is not None:
-        result = result[torch.from_numpy(repeat).to(device)]
+        result = result[repeat]
     else:
         result = _along_first(result, planes, size, shape[axis], order)
         if method.clip and not limits.per_plane and method.order > 1:
-            result.clamp_(limits.low, limits.high)
-    return result.movedim(0, axis).contiguous()
+            result.clip(limits.low, limits.high, out=result)
+    return np.ascontiguousarray(np.moveaxis(result, 0, axis))
 
 
-def _slab(moved: Array, part: Array, prepare: Prepare) -> torch.Tensor:
+def _planes_as_float(moved: Array, part: Array, prepare: Prepare) -> Array:
     """Planes in floating point. Neighbours are read as a view; a choice of planes is a copy of what is needed only."""
     chosen = moved[part[0] : part[-1] + 1] if _is_run(part) else moved[part]
     # Laid out anew before they are made float: half the bytes.
-    return torch.from_numpy(np.ascontiguousarray(prepare(np.ascontiguousarray(chosen))))
+    return np.ascontiguousarray(prepare(np.ascontiguousarray(chosen)))
 
 
-def _in_order(work: Callable[[Array], torch.Tensor], parts: Sequence[Array]) -> Iterator[torch.Tensor]:
+def _in_order(work: Callable[[slice], Any], parts: Sequence[slice]) -> Iterator[Any]:
     """The parts' results in their order, some made ahead by other threads where there are any to spare."""
-    spare = torch.get_num_threads()
+    spare = threads_here()
     return map(work, parts) if spare < 2 or len(parts) < 2 else ahead(work, parts, spare)
 
 
@@ -186,12 +195,10 @@ class _Limits:
         self.per_plane = per_plane
         self.low, self.high = float("inf"), float("-inf")
 
-    def clipped(self, changed: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
+    def clipped(self, changed: Array, block: Array) -> Array:
         if self.per_plane:
-            low, high = block.amin(dim=(1, 2), keepdim=True), block.amax(dim=(1, 2), keepdim=True)
-            return torch.minimum(torch.maximum(changed, low), high)
-        low_now, high_now = torch.aminmax(block)
-        self.low, self.high = min(self.low, float(low_now)), max(self.high, float(high_now))
+            return changed.clip(block.min(axis=(1, 2), keepdims=True), block.max(axis=(1, 2), keepdims=True))
+        self.low, self.high = min(self.low, float(block.min())), max(self.high, float(block.max()))
         return changed
 
 

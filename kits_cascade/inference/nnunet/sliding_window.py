@@ -9,21 +9,46 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final, Protocol
 
-import torch
-from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
-from torch import nn
-from torch.nn import functional
+import numpy as np
+from scipy import ndimage
 
 from kits_cascade.background import ahead
 from kits_cascade.errors import ModelError
 from kits_cascade.inference.certainty import FOLDS, MIRRORS
+from kits_cascade.inference.nnunet.arrays import AnyArray, library, moved_to, zeros
 from kits_cascade.volumes.geometry import Box
+from kits_cascade.volumes.volume import Array
 
 Place = tuple[Any, ...]  # of a tile: slices of channels and axes; for networks of slices, a number for the first axis
+_SIGMA: Final = 1 / 8  # of the tiles' weights, in tiles; and the largest weight
+_PEAK: Final = 10
+
+
+class Network(Protocol):
+    """A network in an engine, with the weights of one of its folds."""
+
+    sums: str  # the type in which tiles are added up
+    ahead: bool  # the next tile is computed while one is added up
+
+    def choose(self, fold: Any) -> None:
+        """Take the weights of a fold."""
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """What must hold while tiles are computed and added up."""
+
+    def near(self, data: Array, work: Callable[[AnyArray], AnyArray]) -> Array:
+        """What ``work`` makes of the image where the network computes, or beside it."""
+
+    def __call__(self, tile: AnyArray) -> AnyArray:
+        """The answer, where the tile lies."""
+
+    def release(self) -> None:
+        """Let go of memory at the end of an image."""
 
 
 @dataclass
@@ -33,7 +58,7 @@ class Votes:
     both: int = 0
     total: int = 0
 
-    def count(self, answers: Sequence[torch.Tensor], mean: torch.Tensor) -> None:
+    def count(self, answers: Sequence[AnyArray], mean: AnyArray) -> None:
         """Add masks, each against that of the mean."""
         size = int(mean.sum())
         for answer in answers:
@@ -45,40 +70,36 @@ class Votes:
 class SlidingWindow:
     """A network with its folds, walking over an image."""
 
-    network: nn.Module
-    folds: Sequence[Any]  # what the network's load_state_dict takes
+    network: Network
+    folds: Sequence[Any]  # what the network chooses by
     patch: tuple[int, ...]
     heads: int
     regions: bool  # heads are decided one by one; else the largest wins, and the first is the background
     step: float
     mirror_axes: tuple[int, ...]  # counted from the first axis of the image
-    device: torch.device
-    ahead: bool = False  # the next tile is computed while one is added up
-    release: Callable[[], None] = lambda: None  # called at the end of an image
     fell_back: str = ""  # why the engine is not the one that was asked for
-    _gaussians: dict[torch.device, torch.Tensor] = field(default_factory=dict)
     votes: dict[str, Votes] = field(default_factory=dict)  # of the last image, among folds and among mirrored tiles
 
-    @torch.inference_mode()
     def logits(
         self,
-        data: torch.Tensor,
+        data: Array,
         wanted: Callable[[Box], bool] | None = None,
         on_tile: Callable[[], None] | None = None,
-    ) -> torch.Tensor:
+    ) -> Array:
         """Mean logits over folds, mirrors and tiles; 0 / 0 where no tile was ``wanted``."""
         self.votes = {FOLDS: Votes(), MIRRORS: Votes()}
         padded, inside = pad(data, self.patch)
         places = self._places(padded.shape[1:], data.shape[1:], wanted)
-        self.network.to(self.device).eval()
         mean, decisions = None, []
-        for weights in self.folds:
-            self.network.load_state_dict(weights)
-            found = self._on_device_or_beside(padded, places, on_tile)[(slice(None), *inside)].cpu()
+        for fold in self.folds:
+            self.network.choose(fold)
+            with self.network.computing():
+                found = self.network.near(padded, lambda there: self._sum(there, places, on_tile))
+            found = found[(slice(None), *inside)]
             if len(self.folds) > 1:
                 decisions.append(self._foreground(found))
-            mean = found if mean is None else mean.add_(found)
-        self.release()
+            mean = found if mean is None else mean + found
+        self.network.release()
         if mean is None:
             raise ModelError("a model without folds")
         if len(self.folds) > 1:
@@ -87,7 +108,7 @@ class SlidingWindow:
         return mean
 
     def _places(self, padded: Sequence[int], shape: Sequence[int], wanted: Callable[[Box], bool] | None) -> list[Place]:
-        steps = compute_steps_for_sliding_window(tuple(padded[len(padded) - len(self.patch) :]), self.patch, self.step)
+        steps = tile_starts(tuple(padded[len(padded) - len(self.patch) :]), self.patch, self.step)
         flat = [range(padded[0])] if len(self.patch) < len(padded) else []
         places: list[Place] = []
         for corner in itertools.product(*flat, *steps):
@@ -99,92 +120,87 @@ class SlidingWindow:
         offset = [-((n - m) // 2) for n, m in zip(padded, shape, strict=True)]
         return [place for place in places if wanted(_tile_box(place[1:]).shifted(offset).clipped(shape))]
 
-    def _on_device_or_beside(
-        self, data: torch.Tensor, places: list[Place], on_tile: Callable[[], None] | None
-    ) -> torch.Tensor:
-        """The sum over tiles where the network is; in the computer's own memory where a GPU's does not suffice."""
-        beside = torch.device("cpu")
-        there = beside if self.device.type == "mps" else self.device  # Apple's GPUs keep no sums, as in nnU-Net
-        with self._autocast():
-            try:
-                return self._sum(data, places, there, on_tile)
-            except torch.cuda.OutOfMemoryError:
-                if there == beside:
-                    raise
-        # Not before here has the try let go of its memory: until then its frames are part of the error.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        with self._autocast():
-            return self._sum(data, places, beside, on_tile)
-
-    def _autocast(self) -> Any:
-        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
-
-    def _sum(
-        self, data: torch.Tensor, places: list[Place], there: torch.device, on_tile: Callable[[], None] | None
-    ) -> torch.Tensor:
-        data = data.to(there)
-        logits = torch.zeros((self.heads, *data.shape[1:]), dtype=torch.half, device=there)
-        weights = torch.zeros(data.shape[1:], dtype=torch.half, device=there)
-        gaussian = self.gaussian(there)
+    def _sum(self, data: AnyArray, places: list[Place], on_tile: Callable[[], None] | None) -> AnyArray:
+        logits = zeros((self.heads, *data.shape[1:]), self.network.sums, data)
+        weights = zeros(data.shape[1:], self.network.sums, data)
+        gaussian = moved_to(tile_weights(self.patch), data)
         for place, answer in self._answers(data, places, on_tile):
-            logits[place] += answer.to(there).mul_(gaussian)
+            weighted = answer
+            weighted *= gaussian  # in place: it is ours
+            logits[place] += weighted
             weights[place[1:]] += gaussian
-        torch.div(logits, weights, out=logits)
-        if torch.isinf(logits).any():
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logits /= weights
+        if library(data).isinf(logits).any():
             raise ModelError("the network's answer is beyond what half precision holds; it cannot be averaged")
         return logits
 
-    def gaussian(self, there: torch.device) -> torch.Tensor:
-        """How much each voxel of a tile counts; computed once."""
-        if there not in self._gaussians:
-            made = compute_gaussian(self.patch, sigma_scale=1.0 / 8, value_scaling_factor=10, device=there)
-            self._gaussians[there] = made
-        return self._gaussians[there]
-
     def _answers(
-        self, data: torch.Tensor, places: list[Place], on_tile: Callable[[], None] | None
-    ) -> Iterator[tuple[Place, torch.Tensor]]:
+        self, data: AnyArray, places: list[Place], on_tile: Callable[[], None] | None
+    ) -> Iterator[tuple[Place, AnyArray]]:
         """The tiles' places and answers. PyTorch gains nothing by being ahead: its own threads fill the cores."""
 
-        def answer(place: Place) -> tuple[Place, torch.Tensor]:
-            tile = torch.clone(data[place][None], memory_format=torch.contiguous_format).to(self.device)
+        def answer(place: Place) -> tuple[Place, AnyArray]:
             if on_tile is not None:
                 on_tile()
-            return place, self.predict_tile(tile)[0]
+            return place, self.predict_tile(data[place][None])[0]
 
-        return ahead(answer, places, 1) if self.ahead else map(answer, places)
+        return ahead(answer, places, 1) if self.network.ahead else map(answer, places)
 
-    @torch.inference_mode()
-    def predict_tile(self, tile: torch.Tensor) -> torch.Tensor:
+    def predict_tile(self, tile: AnyArray) -> AnyArray:
         """The network's answer, averaged over the mirrored copies of the tile."""
-        mean: torch.Tensor = self.network(tile)
+        mean = self.network(tile)
         if not self.mirror_axes:
             return mean
-        decisions = [self._foreground(mean[0])]
+        flip, decisions = library(tile).flip, [self._foreground(mean[0])]
         axes = [axis + 2 for axis in self.mirror_axes]
         mirrored = [some for count in range(1, len(axes) + 1) for some in itertools.combinations(axes, count)]
         for flips in mirrored:
-            one = torch.flip(self.network(torch.flip(tile, flips)), flips)
+            one = flip(self.network(flip(tile, flips)), flips)
             decisions.append(self._foreground(one[0]))
             mean += one
         mean /= len(mirrored) + 1
         self.votes.setdefault(MIRRORS, Votes()).count(decisions, self._foreground(mean[0]))
         return mean
 
-    def _foreground(self, logits: torch.Tensor) -> torch.Tensor:
-        return (logits > 0).any(dim=0) if self.regions else logits[1:].amax(dim=0) > logits[0]
+    def _foreground(self, logits: AnyArray) -> AnyArray:
+        if self.regions:
+            return (logits > 0).any(axis=0)
+        return library(logits).amax(logits[1:], axis=0) > logits[0]
 
 
-def pad(data: torch.Tensor, patch: Sequence[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
+def tile_starts(shape: Sequence[int], patch: Sequence[int], step: float) -> list[list[int]]:
+    """Where tiles begin, axis by axis, as nnU-Net's ``compute_steps_for_sliding_window`` has it."""
+    starts = []
+    for size, tile in zip(shape, patch, strict=True):
+        count = int(np.ceil((size - tile) / (tile * step))) + 1
+        width = (size - tile) / max(1, count - 1)
+        starts.append([int(np.round(width * number)) for number in range(count)])
+    return starts
+
+
+@lru_cache(maxsize=4)
+def tile_weights(patch: tuple[int, ...]) -> Array:
+    """How much each voxel of a tile counts: nnU-Net's ``compute_gaussian``, which is in half precision."""
+    middle = np.zeros(patch)
+    middle[tuple(n // 2 for n in patch)] = 1
+    weights = ndimage.gaussian_filter(middle, [n * _SIGMA for n in patch], 0, mode="constant", cval=0)
+    weights /= weights.max() / _PEAK
+    halves = weights.astype(np.float32).astype(np.float16)  # rounded twice, as PyTorch does
+    halves[halves == 0] = halves[halves != 0].min()
+    result: Array = halves.astype(np.float32)  # which is faster to compute with
+    return result
+
+
+def pad(data: Array, patch: Sequence[int]) -> tuple[Array, tuple[slice, ...]]:
     """The image no smaller than a tile, and where it lies in that: in the middle."""
-    shape = data.shape[data.ndim - len(patch) :]
+    others = data.ndim - len(patch)
+    shape = data.shape[others:]
     missing = [max(0, n - m) for n, m in zip(patch, shape, strict=True)]
     inside = tuple(slice(gap // 2, gap // 2 + m) for gap, m in zip(missing, shape, strict=True))
     if any(missing):
-        both = [(gap // 2, gap - gap // 2) for gap in reversed(missing)]
-        data = functional.pad(data, [side for pair in both for side in pair])
-    return data, (*[slice(None)] * (data.ndim - 1 - len(patch)), *inside)
+        data = np.pad(data, [(0, 0)] * others + [(gap // 2, gap - gap // 2) for gap in missing])
+    return data, (*[slice(None)] * (others - 1), *inside)
 
 
 def _tile_box(place: Place) -> Box:

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any, Final, cast
 
 import numpy as np
-import torch
 
 from kits_cascade.inference.certainty import Agreement, Certainty
 from kits_cascade.inference.nnunet.decide import Decision, decision_of, is_plain, resampled_labels
@@ -31,7 +30,7 @@ _NOT_PREDICTED: Final = -20.0
 class Prepared:
     """A region as a network sees it, and what is needed to go back."""
 
-    data: torch.Tensor  # channels, z, y, x on the network's grid
+    data: Array  # channels, z, y, x on the network's grid
     spacing: Spacing  # of the region, in the plan's axis order
     shape: tuple[int, int, int]  # of the region, in the plan's axis order
     box: Box  # the part of the region that is not empty, as nnU-Net crops it
@@ -78,7 +77,7 @@ class StageNetwork:
             self.tiles.step,
         )
 
-    def prepare(self, channels: Sequence[Array], spacing: Spacing, cache: dict[Any, torch.Tensor]) -> Prepared:
+    def prepare(self, channels: Sequence[Array], spacing: Spacing, cache: dict[Any, Array]) -> Prepared:
         """Crop away what is empty, normalise and resample. What another stage has prepared alike is in ``cache``."""
         forward = self.plans.transpose_forward
         turned = [channel.transpose(forward) for channel in channels]
@@ -91,7 +90,7 @@ class StageNetwork:
             if key not in cache:
                 cache[key] = self._prepare_channel(number, channel, turned_spacing)
             parts.append(cache[key])
-        data = parts[0][None] if len(parts) == 1 else torch.stack(parts)
+        data = parts[0][None] if len(parts) == 1 else np.stack(parts)
         return Prepared(data, turned_spacing, cast("tuple[int, int, int]", turned[0].shape), box)
 
     def _recipe(self, channel: int) -> str:
@@ -109,7 +108,7 @@ class StageNetwork:
         target = list(self.configuration.spacing)
         return cast("Spacing", tuple(target if len(target) == 3 else [spacing[0], *target]))
 
-    def _prepare_channel(self, number: int, channel: Array, spacing: Spacing) -> torch.Tensor:
+    def _prepare_channel(self, number: int, channel: Array, spacing: Spacing) -> Array:
         name = self.configuration.normalization_schemes[number]
         normalize = normalizer(name, self.configuration.use_mask_for_norm[number], self._intensities(number))
         target = self._target_spacing(spacing)
@@ -120,10 +119,10 @@ class StageNetwork:
         method = plan_method(settings["resampling_fn_data"], settings["resampling_fn_data_kwargs"], spacing, target)
         if method is None:
             whole = normalize(np.ascontiguousarray(channel))[None]
-            return torch.as_tensor(self.configuration.resampling_fn_data(whole, shape, spacing, target))[0].float()
+            return np.asarray(self.configuration.resampling_fn_data(whole, shape, spacing, target)[0], np.float32)
         return resample(channel, shape, method, normalize)
 
-    def logits(self, prepared: Prepared, near: Array | None, on_tile: Callable[[], None] | None = None) -> torch.Tensor:
+    def logits(self, prepared: Prepared, near: Array | None, on_tile: Callable[[], None] | None = None) -> Array:
         """The networks' answer on their own grid; ``near`` (of the region) says where it can matter."""
         wanted = self._wanted(prepared, near)
         logits = self.predictor.logits(prepared.data, wanted, on_tile)
@@ -155,23 +154,22 @@ class StageNetwork:
         name, options = settings["resampling_fn_probabilities"], settings["resampling_fn_probabilities_kwargs"]
         return plan_method(name, options, self._target_spacing(prepared.spacing), prepared.spacing)
 
-    def resampled_logits(self, logits: torch.Tensor, prepared: Prepared) -> torch.Tensor:
-        """The logits at the voxels of the region's part that is not empty, in half precision as nnU-Net has them."""
+    def resampled_logits(self, logits: Array, prepared: Prepared) -> Array:
+        """The logits at the voxels of the region's part that is not empty, as exact as they are."""
         shape = prepared.box.shape
         if tuple(logits.shape[1:]) == shape:
             return logits
         method = self._way_back(prepared)
         if method is None:
             source = self._target_spacing(prepared.spacing)
-            return torch.as_tensor(
-                self.configuration.resampling_fn_probabilities(logits, shape, source, prepared.spacing)
-            )
-        result = torch.empty((logits.shape[0], *shape), dtype=logits.dtype)
+            exact = logits.astype(np.float32, copy=False)
+            return np.asarray(self.configuration.resampling_fn_probabilities(exact, shape, source, prepared.spacing))
+        result = np.empty((logits.shape[0], *shape), logits.dtype)
         for channel, part in enumerate(logits):
-            result[channel] = resample(part.numpy(), shape, method)
+            result[channel] = resample(part, shape, method)
         return result
 
-    def region_labels(self, logits: torch.Tensor, prepared: Prepared) -> Array:
+    def region_labels(self, logits: Array, prepared: Prepared) -> Array:
         """The label map at the region's voxels, from logits on the network's grid."""
         method, shape = self._way_back(prepared), prepared.box.shape
         if method is None or not is_plain(method) or tuple(logits.shape[1:]) == shape:
@@ -182,29 +180,29 @@ class StageNetwork:
     def _decision(self) -> Decision:
         return decision_of(self.labels_of_plan)
 
-    def labels(self, logits: torch.Tensor, prepared: Prepared | None = None) -> Array:
+    def labels(self, logits: Array, prepared: Prepared | None = None) -> Array:
         """nnU-Net's label map from logits; with ``prepared`` put back into the region's axes and shape."""
-        labels = self._decision.labels(logits).numpy()
+        labels = self._decision.labels(logits)
         return labels if prepared is None else self._back(labels, prepared, 0)
 
-    def probabilities(self, logits: torch.Tensor, prepared: Prepared) -> Array:
+    def probabilities(self, logits: Array, prepared: Prepared) -> Array:
         """Class or region probabilities in the region's axes and shape (outside of what was predicted: background)."""
-        values = self.labels_of_plan.apply_inference_nonlin(logits).numpy()
+        values = np.asarray(self.labels_of_plan.apply_inference_nonlin(logits))
         fill = [0.0] * len(values) if self.labels_of_plan.has_regions else [1.0] + [0.0] * (len(values) - 1)
         return np.stack([self._back(v, prepared, f) for v, f in zip(values, fill, strict=True)])
 
-    @torch.inference_mode()
-    def certainty(self, logits: torch.Tensor, prepared: Prepared) -> Certainty:
+    def certainty(self, logits: Array, prepared: Prepared) -> Certainty:
         """How sure the network is of its decisions, at every second voxel of its own grid."""
         backward = self.plans.transpose_backward
-        thin = logits[:, ::2, ::2, ::2].float()
+        thin = logits[:, ::2, ::2, ::2].astype(np.float32)
         if self.labels_of_plan.has_regions:
-            sure = torch.sigmoid(thin.abs().amin(dim=0))
+            others = np.exp(-np.abs(thin).min(axis=0))
         else:
-            sure = thin.softmax(dim=0).amax(dim=0)
+            others = np.exp(thin - thin.max(axis=0)).sum(axis=0) - 1
+        sure: Array = 1 / (1 + others)
         start, stop = ([edge[axis] for axis in backward] for edge in (prepared.box.start, prepared.box.stop))
         part = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-        return Certainty(self.model.key, sure.numpy().transpose(backward), part)
+        return Certainty(self.model.key, sure.transpose(backward), part)
 
     def _back(self, values: Array, prepared: Prepared, fill: float) -> Array:
         whole = values
@@ -222,10 +220,9 @@ class StageNetwork:
         return found
 
 
-@torch.inference_mode()
-def _fill_gaps(logits: torch.Tensor, regions: bool) -> None:
+def _fill_gaps(logits: Array, regions: bool) -> None:
     """Background where no tile was predicted, which nnU-Net's averaging leaves as 0 / 0."""
-    gaps = torch.isnan(logits[0])
+    gaps = np.isnan(logits[0])
     if gaps.any():
         logits[:, gaps] = _NOT_PREDICTED
         if not regions:

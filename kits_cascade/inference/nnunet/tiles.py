@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from dataclasses import dataclass
 from typing import Final
-
-import torch
 
 from kits_cascade.errors import ModelError
 from kits_cascade.inference.nnunet.engine_networks import Built, build_engine, kept_in_engine
 from kits_cascade.inference.nnunet.engines import Computing
 from kits_cascade.inference.nnunet.network_source import NetworkSource
-from kits_cascade.inference.nnunet.openvino_engine import OpenVinoNetwork
-from kits_cascade.inference.nnunet.sliding_window import SlidingWindow
+from kits_cascade.inference.nnunet.sliding_window import SlidingWindow, tile_weights
 
 log = logging.getLogger(__name__)
 _ONE_AT_A_TIME: Final = threading.Lock()  # networks are built: PyTorch's safe loading is set for a whole process
-_COMPILE: Final = "nnUNet_compile"  # nnU-Net's variable: on request only, as in its predictor
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,8 @@ def load_predictor(source: NetworkSource, computing: Computing, tiles: TileOptio
     axes = built.mirror_axes if tiles.mirror else ()
     if any(axis >= len(patch) for axis in axes):
         raise ModelError(f"{model.folder}: to be mirrored along axes {axes}, but a tile has only {len(patch)}")
-    window = SlidingWindow(
+    tile_weights(patch)  # while other networks are loaded
+    return SlidingWindow(
         built.network,
         built.folds,
         patch,
@@ -46,15 +42,8 @@ def load_predictor(source: NetworkSource, computing: Computing, tiles: TileOptio
         labels.has_regions,
         tiles.step,
         axes,
-        torch.device(computing.device),
         fell_back=built.fell_back,
     )
-    if isinstance(built.network, OpenVinoNetwork):
-        window.ahead, window.release = True, built.network.release
-        window.gaussian(torch.device("cpu"))  # while other networks are loaded
-    elif os.environ.get(_COMPILE, "").lower() in ("true", "1", "t"):
-        built.network.compile()
-    return window
 
 
 def _built(source: NetworkSource, computing: Computing) -> Built:
