@@ -230,7 +230,7 @@ def _chosen_options(
 
 
 def _use_threads(count: int | None) -> None:
-    """Before torch is loaded: it reads these once."""
+    """Before numpy or torch is loaded: they read these once."""
     if count is not None:
         from kits_cascade.runs.executors import THREAD_VARIABLES
 

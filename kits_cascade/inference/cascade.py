@@ -229,7 +229,7 @@ def load_networks(
     from kits_cascade.inference.nnunet.network_source import begin_with_networks
 
     computing = replace(choose_computing(speed.engine, speed.precision, device), threads=threads)
-    begin_with_networks(models.all, computing)  # while PyTorch is loaded
+    begin_with_networks(models.all, computing)  # while modules are loaded
     from kits_cascade.inference.nnunet.predictors import NnunetPredictors, WholePredictor
     from kits_cascade.inference.nnunet.tiles import TileOptions
     from kits_cascade.models.network import SingleModel

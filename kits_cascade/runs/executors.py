@@ -61,7 +61,7 @@ class Processes:
 
 
 def _set_up(environment: Mapping[str, str], line: Connection) -> None:
-    """In the new process, before it loads anything: torch reads these once."""
+    """In the new process, before it loads anything: numpy and torch read these once."""
     os.environ.update(environment)
     torch = sys.modules.get("torch")  # loaded already where the user's own script does so on top
     if torch is not None:

@@ -1,4 +1,4 @@
-"""Networks in an engine, ready for the sliding window. PyTorch is loaded where an engine keeps none of them only."""
+"""Networks in an engine, ready for the sliding window. PyTorch is loaded only where an engine has not kept them."""
 
 from __future__ import annotations
 

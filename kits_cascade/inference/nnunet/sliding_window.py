@@ -1,6 +1,6 @@
 """nnU-Net's sliding window: the same tiles, folds and mirroring, in the same precision and order, so the same logits.
 
-Written anew rather than taken over, since nnU-Net's module loads PyTorch's compiler, half of the time to the
+Written anew rather than taken over, since nnU-Net's module loads PyTorch and its compiler, most of the time to the
 first tile. And here tiles that cannot matter are left out, the next one is at work while one is added up, and the
 answers of folds and of mirrored tiles are compared.
 """
