@@ -8,6 +8,7 @@ matrix. So a full field of view goes through in slabs, and only the result is ev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, cast
@@ -149,8 +150,9 @@ def resample(source: Array, shape: Sequence[int], method: Method, prepare: Prepa
         block = _planes_as_float(moved, planes[slab], prepare)
         return block, in_plane(block, others, method.order)
 
-    for slab, (block, changed) in zip(slabs, _in_order(change, slabs), strict=True):
-        result[slab] = limits.clipped(changed, block) if method.clip and method.order > 1 else changed
+    with _one_thread_each() if method.order > 1 else nullcontext():
+        for slab, (block, changed) in zip(slabs, _in_order(change, slabs), strict=True):
+            result[slab] = limits.clipped(changed, block) if method.clip and method.order > 1 else changed
     if repeat is not None:
         result = result[repeat]
     else:
@@ -171,6 +173,13 @@ def _in_order(work: Callable[[slice], Any], parts: Sequence[slice]) -> Iterator[
     """The parts' results in their order, some made ahead by other threads where there are any to spare."""
     spare = threads_here()
     return map(work, parts) if spare < 2 or len(parts) < 2 else ahead(work, parts, spare)
+
+
+def _one_thread_each() -> AbstractContextManager[Any]:
+    """Slabs are multiplied in threads already; more of them in each product only wait for one another."""
+    from threadpoolctl import threadpool_limits
+
+    return cast("AbstractContextManager[Any]", threadpool_limits(1, "blas"))
 
 
 def _is_run(index: Array) -> bool:
