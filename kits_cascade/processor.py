@@ -48,9 +48,10 @@ def memory_bytes() -> int:
 
 
 def threads_here() -> int:
-    """With how many threads PyTorch computes in this process, or would; it is not loaded for that."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        return int(torch.get_num_threads())
+    """With how many threads this process computes: PyTorch's number where it is loaded, which it is not for that."""
+    if "torch" in sys.modules:
+        import torch  # waits, where another thread is loading it
+
+        return torch.get_num_threads()
     told = os.environ.get("OMP_NUM_THREADS", "")
     return int(told) if told.isdigit() and int(told) > 0 else default_jobs()

@@ -26,6 +26,7 @@ from kits_cascade.inference.pipeline import (
 from kits_cascade.inference.plausibility import check_input, check_labels, refusal
 from kits_cascade.inference.plausibility_facts import ImageFacts
 from kits_cascade.inference.plausibility_finding import Finding, Verdict, verdict_of
+from kits_cascade.processor import threads_here
 from kits_cascade.volumes.cases import LoadedCase, check_case, load_case, write_result
 from kits_cascade.volumes.find import InputCase, find_inputs
 from kits_cascade.volumes.volume import Array, Spacing, Volume, to_stored, volume_from_array, volume_from_stored
@@ -159,7 +160,7 @@ class Cascade:
 
         ``predictors`` replaces the networks altogether (then nothing is loaded, and torch is not needed).
         ``accept_values`` predicts also where the values are surely no Hounsfield units. ``threads`` is how many the
-        networks take in OpenVINO, where that is not PyTorch's number.
+        networks take in OpenVINO, where that is not the number of the process.
         """
         self.accept_values = accept_values
         self.options = options or CascadeOptions()
@@ -228,6 +229,8 @@ def load_networks(
     from kits_cascade.inference.nnunet.engines import choose_computing
     from kits_cascade.inference.nnunet.network_source import begin_with_networks
 
+    # Settled before any thread loads PyTorch, which may have another number.
+    threads = threads or threads_here()
     computing = replace(choose_computing(speed.engine, speed.precision, device), threads=threads)
     begin_with_networks(models.all, computing)  # while modules are loaded
     from kits_cascade.inference.nnunet.predictors import NnunetPredictors, WholePredictor

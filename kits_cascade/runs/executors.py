@@ -63,12 +63,23 @@ class Processes:
 def _set_up(environment: Mapping[str, str], line: Connection) -> None:
     """In the new process, before it loads anything: numpy and torch read these once."""
     os.environ.update(environment)
-    torch = sys.modules.get("torch")  # loaded already where the user's own script does so on top
-    if torch is not None:
-        torch.set_num_threads(int(environment.get(THREAD_VARIABLES[0], torch.get_num_threads())))
+    count = environment.get(THREAD_VARIABLES[0])
+    if count is not None:
+        _limit_loaded(int(count))
     # Ctrl-C reaches all processes of a terminal: the parent alone answers, and tells us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_when_told, args=(line,), daemon=True).start()
+
+
+def _limit_loaded(count: int) -> None:
+    """Libraries that are loaded already, as where the user's own script does so on top, are told."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(count)
+    if "numpy" in sys.modules:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(count, "blas")
 
 
 def _end_when_told(line: Connection) -> None:

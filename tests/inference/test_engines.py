@@ -12,7 +12,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
-from kits_cascade.errors import EnvironmentNotReadyError, MissingExtraError, UsageError
+from kits_cascade.errors import EnvironmentNotReadyError, MissingExtraError, ModelError, UsageError
 from kits_cascade.inference.cascade import Speed
 from kits_cascade.inference.nnunet import engines, network_source, openvino_engine, openvino_kept
 from kits_cascade.inference.nnunet.engine_networks import build_engine
@@ -393,10 +393,12 @@ def test_being_a_tile_ahead_changes_nothing(tmp_path, mirror):
         window.logits(data)
 
 
-def test_where_a_device_s_memory_ends_sums_are_kept_beside_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("mirror", [False, True])
+def test_where_a_device_s_memory_ends_sums_are_kept_beside_it(tmp_path, monkeypatch, mirror):
     """The way of a GPU, walked on a processor that is called by a number: the same sums, on either side."""
     model = resolve_models(write_models(tmp_path)).kidney
-    window = StageNetwork(model, Computing(TORCH, FP32, CPU), TileOptions(0.5, False, None)).predictor
+    window = StageNetwork(model, Computing(TORCH, FP32, CPU), TileOptions(0.5, mirror, None)).predictor
+    assert bool(window.mirror_axes) == mirror
     data = noise()
     expected = window.logits(data)
     add, tried = window._sum, []
@@ -412,6 +414,21 @@ def test_where_a_device_s_memory_ends_sums_are_kept_beside_it(tmp_path, monkeypa
     monkeypatch.setattr(window, "_sum", full)
     np.testing.assert_array_equal(window.logits(data), expected)
     assert tried == [torch.Tensor, np.ndarray]
+
+
+def test_answers_too_large_to_be_added_up_are_an_error(tmp_path):
+    window = StageNetwork(resolve_models(write_models(tmp_path)).kidney, Computing(TORCH, FP32, CPU), TileOptions())
+    window.predictor.predict_tile = lambda tile: np.full((1, window.predictor.heads, *tile.shape[2:]), 1e5, np.float32)
+    with pytest.raises(ModelError, match="too large"):
+        window.predictor.logits(noise())
+
+
+@pytest.mark.parametrize("step", [0, 1.5])
+def test_steps_that_leave_gaps_are_refused(tmp_path, step):
+    tiles = TileOptions(step)
+    window = StageNetwork(resolve_models(write_models(tmp_path)).kidney, Computing(TORCH, FP32, CPU), tiles).predictor
+    with pytest.raises(UsageError, match="above 0, and 1 at most"):
+        window.logits(noise())
 
 
 def test_predictors_by_a_device_s_name_compute_as_nnunet(tmp_path):

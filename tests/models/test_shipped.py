@@ -67,7 +67,7 @@ def test_kidneys_of_a_painted_case_are_found(tmp_path, monkeypatch):
     volume = volume_from_array(case.image, spacing=case.spacing)
     found = Cascade(speed=Speed(tta=False), device="cpu")(volume).labels
     assert dice(case.labels > 0, found > 0) > FLOOR
-    if util.find_spec("openvino") is not None:
+    if util.find_spec("openvino") is not None and sys.platform == "linux":  # which tells what a processor can do
         write_volume(tmp_path / "ct.nii.gz", volume)
         command = [sys.executable, "-c", AGAIN, str(tmp_path / "ct.nii.gz"), str(tmp_path / "labels.npy")]
         subprocess.run(command, check=True)

@@ -1,8 +1,9 @@
 """From logits on a network's grid to labels at the voxels of a region, without the logits at these voxels.
 
-nnU-Net resamples all logits, keeps them in half precision, and decides then. Here a plane is resampled, rounded and
-decided at a time, and only where there can be any foreground: linear interpolation never goes beyond what lies around,
-so that what is surely background on the network's grid is background between. The labels are the same.
+nnU-Net resamples all logits, keeps them in half precision, and decides then. Here a plane is resampled, rounded (where
+the logits are in half precision) and decided at a time, and only where there can be any foreground: linear
+interpolation never goes beyond what lies around, so that what is surely background on the network's grid is background
+between. The labels are the same.
 """
 
 from __future__ import annotations

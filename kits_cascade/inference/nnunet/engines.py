@@ -62,7 +62,7 @@ class Computing:
     engine: str
     precision: str
     device: str
-    # Of the processor; None: PyTorch's own number. OpenVINO adds up in another order with another number.
+    # Of the processor; None: as many as the process has. OpenVINO adds up in another order with another number.
     threads: int | None = field(default=None, compare=False)
 
     def of_stage(self, key: str) -> Computing:

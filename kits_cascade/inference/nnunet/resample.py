@@ -7,8 +7,9 @@ matrix. So a full field of view goes through in slabs, and only the result is ev
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, cast
@@ -25,6 +26,7 @@ from kits_cascade.volumes.volume import Array, Spacing
 Prepare = Callable[[Array], Array]
 _SLAB_VOXELS: Final = 1 << 20  # as floats they fit the processor's cache
 _NEGLIGIBLE: Final = 1e-10
+_LIMITS_AT_A_TIME: Final = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -175,11 +177,14 @@ def _in_order(work: Callable[[slice], Any], parts: Sequence[slice]) -> Iterator[
     return map(work, parts) if spare < 2 or len(parts) < 2 else ahead(work, parts, spare)
 
 
-def _one_thread_each() -> AbstractContextManager[Any]:
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
     """Slabs are multiplied in threads already; more of them in each product only wait for one another."""
     from threadpoolctl import threadpool_limits
 
-    return cast("AbstractContextManager[Any]", threadpool_limits(1, "blas"))
+    # What one sets and puts back, another would take for what was there before.
+    with _LIMITS_AT_A_TIME, threadpool_limits(1, "blas"):
+        yield
 
 
 def _is_run(index: Array) -> bool:

@@ -1,4 +1,4 @@
-"""nnU-Net's sliding window: the same tiles, folds and mirroring, in the same precision and order, so the same logits.
+"""nnU-Net's sliding window: the same tiles, folds, mirroring and order; in PyTorch the same logits, to the last bit.
 
 Written anew rather than taken over, since nnU-Net's module loads PyTorch and its compiler, most of the time to the
 first tile. And here tiles that cannot matter are left out, the next one is at work while one is added up, and the
@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from kits_cascade.background import ahead
-from kits_cascade.errors import ModelError
+from kits_cascade.errors import ModelError, UsageError
 from kits_cascade.inference.certainty import FOLDS, MIRRORS
 from kits_cascade.inference.nnunet.arrays import AnyArray, library, moved_to, zeros
 from kits_cascade.volumes.geometry import Box
@@ -98,7 +98,10 @@ class SlidingWindow:
             found = found[(slice(None), *inside)]
             if len(self.folds) > 1:
                 decisions.append(self._foreground(found))
-            mean = found if mean is None else mean + found
+            if mean is None:
+                mean = found
+            else:
+                mean += found
         self.network.release()
         if mean is None:
             raise ModelError("a model without folds")
@@ -124,15 +127,15 @@ class SlidingWindow:
         logits = zeros((self.heads, *data.shape[1:]), self.network.sums, data)
         weights = zeros(data.shape[1:], self.network.sums, data)
         gaussian = moved_to(tile_weights(self.patch), data)
-        for place, answer in self._answers(data, places, on_tile):
-            weighted = answer
-            weighted *= gaussian  # in place: it is ours
-            logits[place] += weighted
-            weights[place[1:]] += gaussian
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            for place, answer in self._answers(data, places, on_tile):
+                weighted = answer
+                weighted *= gaussian  # in place: it is ours
+                logits[place] += weighted
+                weights[place[1:]] += gaussian
             logits /= weights
         if library(data).isinf(logits).any():
-            raise ModelError("the network's answer is beyond what half precision holds; it cannot be averaged")
+            raise ModelError("the network's answer is too large to be averaged over tiles")
         return logits
 
     def _answers(
@@ -171,6 +174,8 @@ class SlidingWindow:
 
 def tile_starts(shape: Sequence[int], patch: Sequence[int], step: float) -> list[list[int]]:
     """Where tiles begin, axis by axis, as nnU-Net's ``compute_steps_for_sliding_window`` has it."""
+    if not 0 < step <= 1:
+        raise UsageError(f"a tile step of {step}: it is above 0, and 1 at most")
     starts = []
     for size, tile in zip(shape, patch, strict=True):
         count = int(np.ceil((size - tile) / (tile * step))) + 1
