@@ -49,9 +49,8 @@ def memory_bytes() -> int:
 
 def threads_here() -> int:
     """With how many threads this process computes: PyTorch's number where it is loaded, which it is not for that."""
-    if "torch" in sys.modules:
-        import torch  # waits, where another thread is loading it
-
-        return torch.get_num_threads()
+    ask = getattr(sys.modules.get("torch"), "get_num_threads", None)  # not there yet while it is being loaded
+    if ask is not None:
+        return int(ask())
     told = os.environ.get("OMP_NUM_THREADS", "")
     return int(told) if told.isdigit() and int(told) > 0 else default_jobs()
