@@ -35,8 +35,8 @@ Engine = Annotated[
     typer.Option(help="What runs the networks: auto is OpenVINO on processors where it is installed, else PyTorch."),
 ]
 Precision = Annotated[
-    Literal["auto", "fp32", "bf16", "mixed"] | None,
-    typer.Option(help="Of the networks: bf16 is the fastest, mixed gives fp32's labels; auto: docs/predict.md."),
+    Literal["auto", "fp32", "bf16"] | None,
+    typer.Option(help="Of the networks; auto: bf16 where the processor multiplies in it."),
 ]
 Workers = Annotated[
     str | None, typer.Option(metavar="N|auto", help="Processes on this machine; auto: one for each visible GPU.")

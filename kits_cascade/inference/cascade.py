@@ -47,7 +47,7 @@ class Speed:
     skip_beyond_mm: float | None = 10.0  # leave out tiles of the masses stage further than this from the kidney
     kidney_skip_beyond_mm: float | None = 20.0  # and of the kidney stage from what the coarse stage saw
     engine: str = "auto"  # or torch, openvino
-    precision: str = "auto"  # or fp32, bf16, mixed
+    precision: str = "auto"  # or fp32, bf16
 
     def changed(
         self, tta: bool | None = None, fast: bool = False, engine: str | None = None, precision: str | None = None

@@ -1,7 +1,7 @@
 """Engines and precisions: what a tile costs in each, and what each does to the labels.
 
     python -m tests.benchmarks.precision tiles [--networks bench shipped nnunet]
-    python -m tests.benchmarks.precision labels -i IMAGES [-m MODELS] [--ways openvino:fp32 openvino:mixed]
+    python -m tests.benchmarks.precision labels -i IMAGES [-m MODELS] [--ways openvino:fp32 openvino:bf16]
     python -m tests.benchmarks.precision int8 -i IMAGES [-m MODELS] [--learn 3] [--tiles 12]    (pip install nncf)
 
 ``tiles`` takes one thread and processor time, so that it can be run beside other work; the roof is what this processor
@@ -33,7 +33,7 @@ from kits_cascade.volumes.components import components
 from kits_cascade.volumes.find import find_inputs
 from tests.inference.handmade import dice
 
-LABELS = ["openvino:fp32", "openvino:bf16", "openvino:mixed"]
+LABELS = ["openvino:fp32", "openvino:bf16"]
 WAYS = [(TORCH, FP32), (TORCH, BF16), (OPENVINO, FP32), (OPENVINO, BF16)]
 
 
@@ -121,28 +121,41 @@ def lesions(labels):
     return {value: components(labels == value).count for value in (TUMOR, CYST)}
 
 
+def lacking(known, made):
+    """Voxels of the largest lesion, of either, that touches no mass of the other."""
+    largest = 0
+    for one, other in ((known, made), (made, known)):
+        parts = components(one >= TUMOR)
+        met = np.unique(parts.labels[other >= TUMOR])
+        alone = np.isin(np.arange(1, parts.count + 1), met, invert=True)
+        largest = max(largest, int(parts.voxels[alone].max(initial=0)))
+    return largest
+
+
 def labels(given):
     models, cases = resolve_models(given.models), find_inputs(given.input)
     names = [region.name for region in REGIONS]
     regions = ", ".join(names)
-    print(f"| {len(cases)} cases | processor seconds | mean Dice: {regions} | least | below 0.998 | lesions alike |")
-    print("|---|---|---|---|---|---|")
+    print(f"| {len(cases)} cases | processor seconds | mean Dice: {regions} | least | below 0.998 | lesions alike "
+          "| largest that one lacks, mL |\n|---|---|---|---|---|---|---|")  # fmt: skip
     expected = {}
     for way in given.ways:
         engine, precision = way.split(":")
         cascade = Cascade(models, device="cpu", speed=Speed(False, 0.75, engine=engine, precision=precision))
-        used, alike, found = 0.0, 0, []
+        used, alike, found, alone = 0.0, 0, [], 0.0
         for case in cases:
             start = time.process_time()
-            made = cascade(case.path).labels
+            prediction = cascade(case.path)
+            made = prediction.labels
             used += time.process_time() - start
             known = expected.setdefault(case.name, made)
             found.append([dice(np.isin(known, r.labels), np.isin(made, r.labels)) for r in REGIONS])
             alike += lesions(known) == lesions(made)
+            alone = max(alone, lacking(known, made) * float(np.prod(prediction.loaded.volume.spacing)) / 1000)
         figures = np.array(found)
         mean, least = (", ".join(f"{x:.4f}" for x in row) for row in (figures.mean(0), figures.min(0)))
         below = ", ".join(str(n) for n in (figures < 0.998).sum(0))
-        print(f"| {engine} {precision} | {used:.1f} | {mean} | {least} | {below} | {alike} |", flush=True)
+        print(f"| {engine} {precision} | {used:.1f} | {mean} | {least} | {below} | {alike} | {alone:.2f} |", flush=True)
 
 
 def compare(name, cascade, cases, expected):

@@ -1,7 +1,7 @@
 """The cascade against nnU-Net's own prediction of the full field of view: time, memory, Dice, and where the time goes.
 
     python -m tests.benchmarks.predict_speed --masks MASKS --case case_00011 [--slices 131] [--network nnunet]
-        [--engine torch] [--precision fp32] [--skip-baseline]
+        [--engine openvino torch] [--precision fp32] [--skip-baseline]
 
 Both run as commands of their own on the same cores, one after the other. The fine network, its spacing (0.78125 mm),
 tile step and TTA (none) are the same; nnU-Net runs it once over everything, the cascade the coarse and two fine ones.
@@ -100,6 +100,40 @@ def kidney_dice(path, truth):
     return dice(read_labels(path).array > 0, read_labels(truth).array > 0)
 
 
+def row(name, figures, score):
+    seconds, processor, memory, resident = figures
+    return f"| {name} | {seconds:.1f} | {processor:.1f} | {memory:.2f} | {resident:.2f} | {score:.4f} |"
+
+
+def cascade(engine, precision, out, image, truth, environment):
+    """What it computed with, rows of where the time went, its figures, and its Dice."""
+    case = truth.name.split(".")[0]
+    call = ["predict", "-i", str(image.parent), "-o", str(out), "--device", "cpu", "--fast", "-q", "--overwrite"]
+    call += ["--engine", engine, "--precision", precision]
+    if engine != "torch":  # converted networks are in the cache, as they are from the second run on
+        subprocess.run([sys.executable, "-c", OURS, *call], env=environment, cwd=REPOSITORY, check=True)
+    shutil.rmtree(out, ignore_errors=True)
+    figures = measured([sys.executable, "-c", OURS, *call], environment)
+    record = json.loads((out / "run.json").read_text())["cases"][case]
+    about = json.loads((out / ".kits-cascade" / "runs" / f"{record['run']}.json").read_text())["computed_with"]
+    seconds, stages = figures[0], record["seconds"]
+    unpack = decompression(image)
+    floor = unpack + stages["network"]
+    rest = sum(value for name, value in stages.items() if name != "network") - stages["network"]
+    rows = [
+        *(f"| {name} | {value:.1f} |" for name, value in stages.items()),
+        f"| all but the networks (without start-up) | {rest:.1f} |",
+        f"| start-up and loading the models | {seconds - rest - stages['network']:.1f} |",
+        f"| **end to end** | **{seconds:.1f}** |",
+        f"| floor: decompression {unpack:.1f} + the networks' tiles {stages['network']:.1f} | {floor:.1f} |",
+        f"| end to end / floor | {seconds / floor:.2f} |",
+    ]
+    said = (
+        f"{about['engine']} {about['version']} in {about['precision']}, {about['threads']} threads, {about['hardware']}"
+    )
+    return said, rows, figures, kidney_dice(out / f"{case}.nii.gz", truth)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--masks", type=Path, required=True)
@@ -107,7 +141,7 @@ def main():
     parser.add_argument("--slices", type=int)
     parser.add_argument("--work", type=Path, default=Path("/tmp/kits-cascade-speed"))
     parser.add_argument("--network", choices=list(SIZES), default="bench")
-    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--engine", nargs="+", default=["auto"])
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--skip-baseline", action="store_true")
     parser.add_argument("--markdown", type=Path)
@@ -122,55 +156,29 @@ def main():
     shape = read_labels(truth).shape
     environment = os.environ | {"nnUNet_results": str(results), "nnUNet_compile": "f", "PYTHONPATH": str(REPOSITORY)}
     environment |= {name: str(given.work / name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
-    ours = work / "ours"
     # Neither pays for what is not on the disk yet, nor for what is not in its cache.
     os.sync()
     subprocess.run([sys.executable, "-c", WARM], env=environment, cwd=REPOSITORY, check=True)
-    call = ["predict", "-i", str(image.parent), "-o", str(ours), "--device", "cpu", "--fast", "-q", "--overwrite"]
-    call += ["--engine", given.engine, "--precision", given.precision]
-    if given.engine != "torch":  # converted networks are in the cache, as they are from the second run on
-        subprocess.run([sys.executable, "-c", OURS, *call], env=environment, cwd=REPOSITORY, check=True)
-    shutil.rmtree(ours, ignore_errors=True)
-    seconds, processor, memory, resident = measured([sys.executable, "-c", OURS, *call], environment)
-    record = json.loads((ours / "run.json").read_text())["cases"][given.case]
-    about = json.loads((ours / ".kits-cascade" / "runs" / f"{record['run']}.json").read_text())["computed_with"]
-    stages = record["seconds"]
-    unpack = decompression(image)
-    floor = unpack + stages["network"]
-    rest = sum(value for name, value in stages.items() if name != "network") - stages["network"]
-    lines = [
-        f"### {given.case}: {'x'.join(map(str, shape))}, {float(np.prod(shape)) / 1e6:.0f} million voxels",
-        "",
-        f"{given.network} networks, {about['engine']} {about['version']} in {about['precision']}, "
-        f"{about['threads']} threads, {about['hardware']}.",
-        "",
-        "| | seconds |",
-        "|---|---|",
-        *(f"| {name} | {value:.1f} |" for name, value in stages.items()),
-        f"| all but the networks (without start-up) | {rest:.1f} |",
-        f"| start-up and loading the models | {seconds - rest - stages['network']:.1f} |",
-        f"| **end to end** | **{seconds:.1f}** |",
-        f"| floor: decompression {unpack:.1f} + the networks' tiles {stages['network']:.1f} | {floor:.1f} |",
-        f"| end to end / floor | {seconds / floor:.2f} |",
-        "",
+    lines = [f"### {given.case}: {'x'.join(map(str, shape))}, {float(np.prod(shape)) / 1e6:.0f} million voxels", ""]
+    rows, ours = [], {}
+    for engine in given.engine:
+        about, stages, ours[engine], score = cascade(engine, given.precision, work / "ours", image, truth, environment)
+        lines += [f"{given.network} networks, {about}.", "", "| | seconds |", "|---|---|", *stages, ""]
+        rows.append(row(f"kits-cascade predict, {engine}", ours[engine], score))
+    lines += [
         "| | seconds | processor seconds | peak memory, all processes (PSS, GiB) | largest process (RSS, GiB) | Dice |",
         "|---|---|---|---|---|---|",
-        f"| kits-cascade predict | {seconds:.1f} | {processor:.1f} | {memory:.2f} | {resident:.2f} "
-        f"| {kidney_dice(ours / f'{given.case}.nii.gz', truth):.4f} |",
+        *rows,
     ]
     if not given.skip_baseline:
         out = work / "nnunet"
         call = ["-i", str(image.parent), "-o", str(out), "-d", KIDNEY_STAGE.dataset, "-c", "3d_fullres", "-f", "0"]
         call += ["-device", "cpu", "-step_size", "0.75", "--disable_tta"]
-        base_seconds, base_processor, base_memory, base_resident = measured(
-            [sys.executable, "-c", NNUNET, *call], environment
-        )
-        lines += [
-            f"| nnUNetv2_predict | {base_seconds:.1f} | {base_processor:.1f} | {base_memory:.2f} | {base_resident:.2f} "
-            f"| {kidney_dice(out / f'{given.case}.nii.gz', truth):.4f} |",
-            f"| ratio | {base_seconds / seconds:.1f} | {base_processor / processor:.1f} | {base_memory / memory:.1f} "
-            f"| {base_resident / resident:.1f} | |",
-        ]
+        base = measured([sys.executable, "-c", NNUNET, *call], environment)
+        lines.append(row("nnUNetv2_predict", base, kidney_dice(out / f"{given.case}.nii.gz", truth)))
+        for engine, figures in ours.items():
+            ratios = " | ".join(f"{one / other:.1f}" for one, other in zip(base, figures, strict=True))
+            lines.append(f"| ratio, {engine} | {ratios} | |")
     text = "\n".join(lines) + "\n"
     print(text)
     if given.markdown:

@@ -14,14 +14,13 @@ from torch import nn
 
 from kits_cascade.errors import EnvironmentNotReadyError, MissingExtraError, ModelError, UsageError
 from kits_cascade.inference.cascade import Speed
-from kits_cascade.inference.nnunet import engines, network_source, openvino_engine, openvino_kept
+from kits_cascade.inference.nnunet import engines, network_source, openvino_engine, openvino_kept, openvino_parts
 from kits_cascade.inference.nnunet.engine_networks import build_engine
 from kits_cascade.inference.nnunet.engines import (
     BF16,
     CPU,
     ENGINE_BY_NAME,
     FP32,
-    MIXED,
     OPENVINO,
     TORCH,
     Computing,
@@ -68,17 +67,16 @@ def cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("bfloat16", [True, False])
 def test_auto_takes_the_fastest_there_is(machine, openvino, bfloat16):
     machine(openvino, bfloat16)
-    fast = MIXED if openvino else BF16
-    expected = Computing(OPENVINO if openvino else TORCH, fast if bfloat16 else FP32, CPU)
+    expected = Computing(OPENVINO if openvino else TORCH, BF16 if bfloat16 else FP32, CPU)
     assert choose_computing("auto", "auto", CPU) == expected
     assert choose_computing("torch", "fp32", CPU) == Computing(TORCH, FP32, CPU)
 
 
-def test_mixed_is_bf16_where_kidneys_are_looked_for_and_fp32_where_they_are_drawn():
-    mixed = Computing(OPENVINO, MIXED, CPU, threads=3)
-    assert [mixed.of_stage(key).precision for key in ("coarse", "kidney", "masses", "fine")] == [BF16, *[FP32] * 3]
-    assert mixed.of_stage("masses").threads == 3
-    assert Computing(TORCH, BF16, CPU).of_stage("kidney") == Computing(TORCH, BF16, CPU)
+def test_in_bf16_kidneys_are_looked_for_in_fp32():
+    computing = Computing(OPENVINO, BF16, CPU, threads=3)
+    assert [computing.of_stage(key).precision for key in ("coarse", "kidney", "masses", "fine")] == [FP32, *[BF16] * 3]
+    assert computing.of_stage("coarse").threads == 3
+    assert engines.as_nnunet("cuda").of_stage("coarse") == engines.as_nnunet("cuda")
 
 
 def test_what_the_machine_lacks_is_an_error_that_names_what_it_has(machine):
@@ -89,8 +87,6 @@ def test_what_the_machine_lacks_is_an_error_that_names_what_it_has(machine):
         choose_computing("auto", "bf16", CPU)
     with pytest.raises(UsageError, match=r"no engine 'tpu'; there are auto, openvino, torch"):
         choose_computing("tpu", "auto", CPU)
-    with pytest.raises(EnvironmentNotReadyError, match=r"not fast in mixed; it has fp32"):
-        choose_computing("auto", "mixed", CPU)
     with pytest.raises(UsageError, match=r"no precision 'int4'; there are auto, fp32"):
         choose_computing("auto", "int4", CPU)
     assert "openvino has the device cpu, not cuda" in str(ENGINE_BY_NAME[OPENVINO].reason_against("cuda:1"))
@@ -177,12 +173,61 @@ def difference(expected, given):
     return float(np.abs(given - expected).max() / np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ["plain", "subvoxel", "flat"])
-def test_torch_in_bfloat16_differs_by_rounding(name):
+UNETS = ("plain", "subvoxel", "flat")
+
+
+@pytest.mark.parametrize("engine", [TORCH, pytest.param(OPENVINO, marks=needs_openvino)])
+@pytest.mark.parametrize("name", UNETS)
+def test_in_bfloat16_an_answer_differs_by_rounding(name, engine):
     make, shape = NETWORKS[name]
     network, again = make(), make()
-    built = build_engine(again, [again.state_dict()], shape, Computing(TORCH, BF16, CPU))
+    built = build_engine(again, [again.state_dict()], shape, Computing(engine, BF16, CPU))
+    assert built.fell_back == ""
     assert 0 < difference(*answers(network, built, shape)) < 0.1
+    built.network.release()
+    assert 0 < difference(*answers(network, built, shape)) < 0.1
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_in_bfloat16_torch_s_encoder_is_as_exact_as_ever(name):
+    make, shape = NETWORKS[name]
+    network, again = make(), make()
+    seen = []
+    again.encoder.register_forward_hook(lambda _module, _given, features: seen.append(features))
+    answers(network, build_engine(again, [again.state_dict()], shape, Computing(TORCH, BF16, CPU)), shape)
+    with torch.inference_mode():
+        expected = network.encoder(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+    for one, other in zip(expected, seen[0], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def operations(model, kind):
+    return sum(operation.get_type_name() == kind for operation in model.get_ordered_ops())
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", UNETS)
+def test_a_network_in_two_parts_answers_bit_for_bit(name):
+    make, shape = NETWORKS[name]
+    network = make()
+    model = openvino_engine.convert_network(network, shape)
+    convolutions = operations(model, "Convolution")
+    encoder, rest = openvino_parts.cut(model, openvino_kept.load_openvino())
+    assert operations(encoder, "Convolution") == sum(len(stage[0].convs) for stage in network.encoder.stages)
+    assert operations(encoder, "Convolution") + operations(rest, "Convolution") == convolutions
+    tile = torch.randn(shape, generator=torch.Generator().manual_seed(1)).numpy()
+    parts = openvino_parts.TwoParts(*(openvino_kept.compiled(part, FP32, 1) for part in (encoder, rest)))
+    whole = openvino_kept.compiled(model, FP32, 1)(tile)[0]
+    np.testing.assert_array_equal(parts(tile)[0], whole)
+    with pytest.raises(AssertionError):
+        np.testing.assert_array_equal(parts(tile + 1)[0], whole)
+
+
+@needs_openvino
+def test_a_network_that_upsamples_nothing_is_not_cut():
+    make, shape = NETWORKS["prior"]
+    model = openvino_engine.convert_network(make(), shape)
+    assert openvino_parts.cut(model, openvino_kept.load_openvino()) is None
 
 
 def test_weights_are_loaded_again_only_when_they_are_others():

@@ -17,9 +17,9 @@ from kits_cascade.stages import COARSE
 AUTO: Final = "auto"
 CPU: Final = "cpu"
 TORCH, OPENVINO = "torch", "openvino"
+# In bf16 the coarse stage and the encoders of U-Nets stay in single precision: a box that begins a voxel further, and
+# what is rounded near the image, move masses.
 FP32, BF16, FP16 = "fp32", "bf16", "fp16"
-# The coarse stage in bf16, which only finds where to look, and the rest in fp32: labels as in fp32.
-MIXED: Final = "mixed"
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,8 @@ class Computing:
     threads: int | None = field(default=None, compare=False)
 
     def of_stage(self, key: str) -> Computing:
-        """For one stage of the cascade: nothing mixed is left."""
-        if self.precision != MIXED:
-            return self
-        return replace(self, precision=BF16 if key == COARSE.key else FP32)
+        """For one stage of the cascade."""
+        return replace(self, precision=FP32) if key == COARSE.key and self.precision == BF16 else self
 
     @property
     def kind(self) -> str:
@@ -97,7 +95,7 @@ def choose_computing(engine: str, precision: str, device: str) -> Computing:
     usable = [row for row, reason in zip(rows, reasons, strict=True) if reason is None]
     if not usable:
         raise next(reason for reason in reasons if reason is not None)
-    return Computing(usable[0].name, _choose_precision(precision, device, usable[0].name), device)
+    return Computing(usable[0].name, _choose_precision(precision, device), device)
 
 
 def _choose_device(name: str) -> str:
@@ -114,7 +112,7 @@ def precisions(device: str) -> tuple[str, ...]:
         import torch
 
         return (FP16, BF16, FP32) if torch.cuda.is_bf16_supported() else (FP16, FP32)
-    return (BF16, MIXED, FP32) if kind_of(device) == CPU and multiplies_bfloat16() else (FP32,)
+    return (BF16, FP32) if kind_of(device) == CPU and multiplies_bfloat16() else (FP32,)
 
 
 def multiplies_bfloat16() -> bool:
@@ -129,14 +127,13 @@ def multiplies_bfloat16() -> bool:
     return fast_bfloat16(torch.device(CPU))
 
 
-def _choose_precision(name: str, device: str, engine: str) -> str:
+def _choose_precision(name: str, device: str) -> str:
     has = precisions(device)
     if name == AUTO:
-        # In OpenVINO single precision costs little. What bf16 does to lesions that hang in the balance: benchmarks.md.
-        return MIXED if engine == OPENVINO and MIXED in has else has[0]
+        return has[0]
     if name in has:
         return name
-    if name not in (FP32, BF16, FP16, MIXED):
+    if name not in (FP32, BF16, FP16):
         raise UsageError(f"there is no precision {name!r}; there are {AUTO}, {', '.join(has)} here")
     raise EnvironmentNotReadyError(
         f"{hardware(device)} is not fast in {name}; it has {', '.join(has)}: take --precision {has[0]}, or {AUTO}"

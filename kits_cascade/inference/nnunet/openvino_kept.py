@@ -18,11 +18,12 @@ import numpy as np
 from kits_cascade.background import Background
 from kits_cascade.files import read_json, sha256
 from kits_cascade.imports import without
-from kits_cascade.inference.nnunet.engines import OPENVINO, Computing
+from kits_cascade.inference.nnunet.engines import BF16, FP32, OPENVINO, Computing
+from kits_cascade.inference.nnunet.openvino_parts import TwoParts, cut
 from kits_cascade.processor import threads_here
 from kits_cascade.volumes.volume import Array
 
-_PRECISION: Final = {"fp32": "f32", "bf16": "bf16"}
+_PRECISION: Final = {FP32: "f32", BF16: "bf16"}
 MODEL, WEIGHTS, SUMS = "network.xml", "network.bin", "sums.json"
 ABOUT: Final = "about"  # in the sums
 
@@ -114,17 +115,25 @@ def _kept(names: tuple[str, ...], precision: str, threads: int) -> Kept | None:
 
 
 def compiled(model: Any, precision: str, threads: int) -> Any:
-    """A model made ready to compute; raises a ConversionError."""
+    """A model made ready to compute, in bfloat16 but for its encoder; raises a ConversionError."""
+    try:
+        parts = cut(model, load_openvino()) if precision == BF16 else None
+        if parts is None:
+            return _compiled(model, precision, threads)
+        encoder, rest = parts
+        return TwoParts(_compiled(encoder, FP32, threads), _compiled(rest, precision, threads))
+    except RuntimeError as error:
+        raise ConversionError(first_line(error)) from error
+
+
+def _compiled(model: Any, precision: str, threads: int) -> Any:
     settings = {
         "INFERENCE_PRECISION_HINT": _PRECISION[precision],
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    try:
-        return core().compile_model(model, "CPU", settings)
-    except RuntimeError as error:
-        raise ConversionError(first_line(error)) from error
+    return core().compile_model(model, "CPU", settings)
 
 
 def cache_folder() -> Path:

@@ -34,6 +34,9 @@ class TorchNetwork:
         channels_last = self.device.type == CPU and self._precision == BF16
         self._layout = _CHANNELS_LAST[axes] if channels_last else torch.contiguous_format
         self.module = module.to(memory_format=self._layout)  # type: ignore[call-overload]
+        encoder = getattr(module, "encoder", None)
+        if self._precision == BF16 and isinstance(encoder, nn.Module):
+            _in_single_precision(encoder)
         if os.environ.get(_COMPILE, "").lower() in ("true", "1", "t"):
             self.module.compile()
         self._weights: Any = None
@@ -87,3 +90,15 @@ class TorchNetwork:
 
     def release(self) -> None:
         """PyTorch keeps its memory."""
+
+
+def _in_single_precision(encoder: nn.Module) -> None:
+    """Whatever is around it: the part of a U-Net in which rounding moves masses, docs/benchmarks.md."""
+    encoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    forward = encoder.forward
+
+    def exactly(image: torch.Tensor) -> Any:
+        with torch.autocast(image.device.type, enabled=False):
+            return forward(image.float().contiguous())
+
+    encoder.forward = exactly  # type: ignore[method-assign]
