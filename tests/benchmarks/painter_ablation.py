@@ -1,6 +1,7 @@
 """What the painter's parts are worth: short trainings of the coarse network with one of them left out, on real CT.
 
     python -m tests.benchmarks.painter_ablation --masks DIR --anatomy DIR --real DIR --work DIR [--steps N] [--cases N]
+        [--seed N]
 
 Each variant paints its own cases and trains from the same random weights for as many steps of two crops; then
 nnU-Net's predictor runs that network alone on DIR/ct_3mm (its kidneys are the truth) and on painted cases of the body
@@ -48,14 +49,15 @@ def train(given, name, folder):
     bodies, options = VARIANTS[name]
     known = [path.name.split(".")[0] for path in find_anatomies(given.anatomy)]
     names = tuple(body for body in known if body != HELD_OUT)[:bodies]
-    painting = Painting(folder / "pool", Sources.find(given.anatomy, given.masks, names), 21, given.cases, options)
+    sources = Sources.find(given.anatomy, given.masks, names)
+    painting = Painting(folder / "pool", sources, 21 + given.seed, given.cases, options)
     painting.folder.mkdir(parents=True, exist_ok=True)
     paint_share(painting, 0, 1)
     model = read_bundled_networks(open_bundle(SHIPPED), None).all[0].checkpoints[0].parents[1]
     fold = folder / "model" / "fold_0"
     course = Course(1e9, 2, most_steps=given.steps)
     plans, dataset = read_json(model / "plans.json"), read_json(model / "dataset.json")
-    job = StreamJob(STAGES[0], TRAINERS["coarse"], plans, dataset, fold, course, 3)
+    job = StreamJob(STAGES[0], TRAINERS["coarse"], plans, dataset, fold, course, 3 + given.seed)
     fold.mkdir(parents=True, exist_ok=True)
     pool = Pool(painting.folder, torch.device("cpu"), given.cases)
     pool.take_in()
@@ -90,6 +92,7 @@ def main():
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--cases", type=int, default=60)
     parser.add_argument("--variants", default=",".join(map(str, range(len(VARIANTS)))), help="their numbers")
+    parser.add_argument("--seed", type=int, default=0, help="another one tells how much is chance")
     given = parser.parse_args()
     sources = Sources.find(given.anatomy, given.masks, (HELD_OUT,))
     outcomes = write_painted(given.work / "judged", sources, 8, 5, options=make_options(3.0, view="abdomen"))
@@ -101,7 +104,7 @@ def main():
     print("| painter | real CT, Dice | its two largest parts | painted, Dice |\n|---|---|---|---|")
     for number in map(int, given.variants.split(",")):
         name = list(VARIANTS)[number]
-        kept = given.work / f"variant_{number}.json"
+        kept = given.work / (f"variant_{number}.json" if given.seed == 0 else f"variant_{number}_{given.seed}.json")
         if not kept.is_file():
             write_json(kept, [list(map(float, row)) for row in judge(train(given, name, kept.with_suffix("")), scans)])
         (real, largest), *painted = read_json(kept)
