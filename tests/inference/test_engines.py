@@ -205,6 +205,45 @@ def operations(model, kind):
     return sum(operation.get_type_name() == kind for operation in model.get_ordered_ops())
 
 
+class Interpolated(nn.Module):
+    """Batch norms, whose scales are computed of constants, and an interpolation."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv3d(1, 8, 3, padding=1), nn.Conv3d(8, 8, 3, 2, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm3d(8) for _ in range(3))
+        self.third, self.last = nn.Conv3d(16, 8, 3, padding=1), nn.Conv3d(8, 2, 1)
+
+    def forward(self, image):
+        fine = self.norms[0](self.first(image)).relu()
+        up = nn.functional.interpolate(self.norms[1](self.second(fine)).relu(), scale_factor=2.0)
+        return self.last(self.norms[2](self.third(torch.cat((fine, up), 1))).relu())
+
+
+@needs_openvino
+def test_what_is_computed_of_constants_does_not_pass_from_part_to_part():
+    shape = (1, 1, *TILE)
+    model = openvino_engine.convert_network(Interpolated().eval(), shape)
+    encoder, rest = openvino_parts.cut(model)
+    assert sorted(tuple(output.get_shape()) for output in encoder.outputs) == [(1, 8, 8, 12, 16), (1, 8, *TILE)]
+    assert operations(encoder, "Convolution") == operations(rest, "Convolution") == 2
+
+
+@needs_openvino
+def test_released_parts_hold_no_tile_and_answer_again():
+    make, shape = NETWORKS["plain"]
+    network = openvino_kept.compiled(openvino_engine.convert_network(make(), shape), BF16, 1)
+    tile = np.ones(shape, np.float32)
+    first = network(tile)[0]
+    network.release_memory()
+    assert network._requests is None
+    np.testing.assert_array_equal(network(tile)[0], first)
+    kept = first.copy()
+    network(tile + 1)
+    np.testing.assert_array_equal(first, kept)
+
+
 @needs_openvino
 @pytest.mark.parametrize("name", UNETS)
 def test_a_network_in_two_parts_answers_bit_for_bit(name):
@@ -212,7 +251,7 @@ def test_a_network_in_two_parts_answers_bit_for_bit(name):
     network = make()
     model = openvino_engine.convert_network(network, shape)
     convolutions = operations(model, "Convolution")
-    encoder, rest = openvino_parts.cut(model, openvino_kept.load_openvino())
+    encoder, rest = openvino_parts.cut(model)
     assert operations(encoder, "Convolution") == sum(len(stage[0].convs) for stage in network.encoder.stages)
     assert operations(encoder, "Convolution") + operations(rest, "Convolution") == convolutions
     tile = torch.randn(shape, generator=torch.Generator().manual_seed(1)).numpy()
@@ -227,7 +266,7 @@ def test_a_network_in_two_parts_answers_bit_for_bit(name):
 def test_a_network_that_upsamples_nothing_is_not_cut():
     make, shape = NETWORKS["prior"]
     model = openvino_engine.convert_network(make(), shape)
-    assert openvino_parts.cut(model, openvino_kept.load_openvino()) is None
+    assert openvino_parts.cut(model) is None
 
 
 def test_weights_are_loaded_again_only_when_they_are_others():

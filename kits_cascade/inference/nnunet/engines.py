@@ -86,7 +86,7 @@ def as_nnunet(device: str) -> Computing:
 
 
 def choose_computing(engine: str, precision: str, device: str) -> Computing:
-    """Engine, precision and device by name; ``auto`` takes the fastest that gives the same segmentation."""
+    """Engine, precision and device by name; ``auto`` takes the fastest that differs by rounding alone."""
     device = _choose_device(device)
     if engine != AUTO and engine not in ENGINE_BY_NAME:
         raise UsageError(f"there is no engine {engine!r}; there are {AUTO}, {', '.join(sorted(ENGINE_BY_NAME))}")

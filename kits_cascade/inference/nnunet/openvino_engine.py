@@ -1,6 +1,6 @@
 """Networks in OpenVINO: converted in memory from the network that was built of allowed parts, and kept in a cache.
 
-This and :mod:`kits_cascade.inference.nnunet.openvino_kept` are the only places that know OpenVINO.
+This, ``openvino_kept`` and ``openvino_parts`` are the only places that know OpenVINO.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any, Final
 from kits_cascade.volumes.volume import Array
 
 # What a decoder begins with: a transposed convolution, or an interpolation.
-_UPSAMPLING: Final = frozenset({"ConvolutionBackpropData", "Interpolate"})
+_UPSAMPLING: Final = frozenset({"ConvolutionBackpropData", "GroupConvolutionBackpropData", "Interpolate"})
 _CONSTANT: Final = "Constant"
 
 
@@ -21,22 +21,34 @@ class TwoParts:
     """Two compiled models as one: what the first answers is shown to the second."""
 
     def __init__(self, encoder: Any, rest: Any) -> None:
-        self._encoder, self._rest = encoder, rest
+        self._models = (encoder, rest)
+        self._requests: tuple[Any, Any] | None = None
 
     def __call__(self, tile: Array) -> Any:
         """The answer of the second; none of its memory is shared."""
-        features = self._encoder(tile, share_outputs=True)
-        return self._rest([features[number] for number in range(len(self._encoder.outputs))])
+        if self._requests is None:
+            first, second = (model.create_infer_request() for model in self._models)
+            self._requests = first, second
+        encoder, rest = self._requests
+        features = encoder.infer([tile], share_inputs=True, share_outputs=True)
+        return rest.infer([features[number] for number in range(len(features))], share_inputs=True)
 
     def release_memory(self) -> None:
-        """Of both."""
-        self._encoder.release_memory()
-        self._rest.release_memory()
+        """Of both; the requests go too, since they hold what passes from one to the other."""
+        self._requests = None
+        for model in self._models:
+            model.release_memory()
 
 
-def cut(model: Any, openvino: Any) -> tuple[Any, Any] | None:
+def cut(model: Any) -> tuple[Any, Any] | None:
     """The encoder, and what is behind it, as models; None where nothing is upsampled. The model itself stays whole."""
+    from openvino import Model, opset13
+    from openvino.passes import ConstantFolding, Manager
+
     model = model.clone()
+    passes = Manager()
+    passes.register_pass(ConstantFolding())  # what is computed of constants alone is no part of it
+    passes.run_passes(model)
     operations = model.get_ordered_ops()
     encoder = _encoder(operations)
     crossing = [
@@ -50,13 +62,12 @@ def cut(model: Any, openvino: Any) -> tuple[Any, Any] | None:
         return None
     features = {(source.get_node().get_name(), source.get_index()): source for _, source in crossing}
     given = {
-        name: openvino.opset13.parameter(source.get_shape(), source.get_element_type())
-        for name, source in features.items()
+        name: opset13.parameter(source.get_shape(), source.get_element_type()) for name, source in features.items()
     }
-    first = openvino.Model(list(features.values()), model.get_parameters(), "encoder")
+    first = Model(list(features.values()), model.get_parameters(), "encoder")
     for place, source in crossing:
         place.replace_source_output(given[source.get_node().get_name(), source.get_index()].output(0))
-    return first, openvino.Model(model.get_results(), list(given.values()), "rest")
+    return first, Model(model.get_results(), list(given.values()), "rest")
 
 
 def _encoder(operations: Sequence[Any]) -> set[str]:

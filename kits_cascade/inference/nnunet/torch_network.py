@@ -97,8 +97,8 @@ def _in_single_precision(encoder: nn.Module) -> None:
     encoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     forward = encoder.forward
 
-    def exactly(image: torch.Tensor) -> Any:
+    def exactly(image: torch.Tensor, *more: Any, **named: Any) -> Any:
         with torch.autocast(image.device.type, enabled=False):
-            return forward(image.float().contiguous())
+            return forward(image.float().contiguous(), *more, **named)
 
     encoder.forward = exactly  # type: ignore[method-assign]
