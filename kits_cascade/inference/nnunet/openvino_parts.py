@@ -27,11 +27,17 @@ class TwoParts:
     def __call__(self, tile: Array) -> Any:
         """The answer of the second; none of its memory is shared."""
         if self._requests is None:
-            first, second = (model.create_infer_request() for model in self._models)
-            self._requests = first, second
+            self._requests = self._connected()
         encoder, rest = self._requests
-        features = encoder.infer([tile], share_inputs=True, share_outputs=True)
-        return rest.infer([features[number] for number in range(len(features))], share_inputs=True)
+        encoder.infer([tile], share_inputs=True, share_outputs=True)
+        return rest.infer()
+
+    def _connected(self) -> tuple[Any, Any]:
+        """What the first writes is where the second reads."""
+        encoder, rest = (model.create_infer_request() for model in self._models)
+        for number in range(len(self._models[0].outputs)):
+            rest.set_input_tensor(number, encoder.get_output_tensor(number))
+        return encoder, rest
 
     def release_memory(self) -> None:
         """Of both; the requests go too, since they hold what passes from one to the other."""
@@ -40,9 +46,12 @@ class TwoParts:
             model.release_memory()
 
 
-def cut(model: Any) -> tuple[Any, Any] | None:
-    """The encoder, and what is behind it, as models; None where nothing is upsampled. The model itself stays whole."""
-    from openvino import Model, opset13
+def cut(model: Any, *, rounded: bool = False) -> tuple[Any, Any] | None:
+    """The encoder, and what is behind it, as models; None where nothing is upsampled. The model itself stays whole.
+
+    ``rounded``: features pass from one to the other in bfloat16, which takes half of the memory.
+    """
+    from openvino import Model, Type, opset13
     from openvino.passes import ConstantFolding, Manager
 
     model = model.clone()
@@ -51,23 +60,26 @@ def cut(model: Any) -> tuple[Any, Any] | None:
     passes.run_passes(model)
     operations = model.get_ordered_ops()
     encoder = _encoder(operations)
-    crossing = [
-        (place, place.get_source_output())
-        for operation in operations
-        if operation.get_name() not in encoder
-        for place in operation.inputs()
-        if place.get_source_output().get_node().get_name() in encoder
-    ]
+    crossing: dict[tuple[str, int], list[Any]] = {}
+    for operation in operations:
+        for place in operation.inputs() if operation.get_name() not in encoder else ():
+            source = place.get_source_output()
+            if source.get_node().get_name() in encoder:
+                crossing.setdefault((source.get_node().get_name(), source.get_index()), []).append(place)
     if not crossing:
         return None
-    features = {(source.get_node().get_name(), source.get_index()): source for _, source in crossing}
-    given = {
-        name: opset13.parameter(source.get_shape(), source.get_element_type()) for name, source in features.items()
-    }
-    first = Model(list(features.values()), model.get_parameters(), "encoder")
-    for place, source in crossing:
-        place.replace_source_output(given[source.get_node().get_name(), source.get_index()].output(0))
-    return first, Model(model.get_results(), list(given.values()), "rest")
+    features, given = [], []
+    for places in crossing.values():
+        source = places[0].get_source_output()
+        exact = source.get_element_type()
+        kind = Type.bf16 if rounded and exact == Type.f32 else exact
+        features.append(opset13.convert(source, kind))
+        given.append(opset13.parameter(source.get_shape(), kind))
+        again = opset13.convert(given[-1], exact)
+        for place in places:
+            place.replace_source_output(again.output(0))
+    first = Model(features, model.get_parameters(), "encoder")
+    return first, Model(model.get_results(), given, "rest")
 
 
 def _encoder(operations: Sequence[Any]) -> set[str]:
