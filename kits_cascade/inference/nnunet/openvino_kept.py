@@ -115,7 +115,7 @@ def _kept(names: tuple[str, ...], precision: str, threads: int) -> Kept | None:
 
 
 def compiled(model: Any, precision: str, threads: int) -> Any:
-    """A model made ready to compute, in bfloat16 but for its encoder; raises a ConversionError."""
+    """A model made ready to compute; in bf16 its encoder stays in single precision. Raises a ConversionError."""
     try:
         parts = cut(model, rounded=True) if precision == BF16 else None
         if parts is None:
