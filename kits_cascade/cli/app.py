@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -27,6 +28,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    finally:
+        # Python ends by looking for garbage among all that PyTorch has made, for up to a second; it dies all the same.
+        gc.freeze()
 
 
 def _fail(message: str, code: int) -> None:

@@ -150,11 +150,12 @@ def _slice_jumps(array: Array) -> Array:
         return np.zeros(0)
     part = laid_out(part[:, :rows, :columns])  # slices are looked at one by one, as they may not lie in memory
     jumps = np.zeros(max(0, len(part) - 1), dtype=np.float32)
-    before: Array | None = None
-    for number, plane in enumerate(part):
-        if before is not None and not np.array_equal(before, plane):
-            jumps[number - 1] = np.abs(_blocks(before) - _blocks(plane)).mean() + 1e-6
-        before = plane
+    before, blocks_before = part[0], _blocks(part[0])
+    for number, plane in enumerate(part[1:]):
+        blocks = _blocks(plane)
+        if not np.array_equal(before, plane):
+            jumps[number] = np.abs(blocks_before - blocks).mean() + 1e-6
+        before, blocks_before = plane, blocks
     return jumps
 
 

@@ -178,7 +178,7 @@ def file_checksum(path: Path) -> str:
     return _checksum_of(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=8192)
 def _checksum_of(path: Path, *_state: int) -> str:
     return sha256(path)
 

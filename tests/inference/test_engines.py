@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from importlib import util
 
 import numpy as np
@@ -263,6 +264,39 @@ def test_a_network_in_two_parts_answers_bit_for_bit(name):
 
 
 @needs_openvino
+@pytest.mark.parametrize("name", UNETS)
+def test_kernels_behind_the_encoder_are_rounded_before_the_engine_does(name):
+    make, shape = NETWORKS[name]
+    model = openvino_engine.convert_network(make(), shape)
+    rounded = openvino_parts.rounded_behind_encoder(model)
+    (encoder, rest), (same, other) = openvino_parts.cut(rounded), openvino_parts.cut(model)
+    assert kernels(encoder) == kernels(same)
+    assert len(kernels(rest)) > len(kernels(other)) > 1  # one of a single tap has become two
+    tile = torch.randn(shape, generator=torch.Generator().manual_seed(1)).numpy()
+    exact, near = (openvino_kept.compiled(one, FP32, 1)(tile)[0] for one in (model, rounded))
+    assert 0 < np.abs(near - exact).max() < 0.02 * np.abs(exact).max()
+
+
+def kernels(model):
+    """The convolutions' weights, as bytes."""
+    found = (op.input_value(1).get_node() for op in model.get_ordered_ops() if op.get_type_name() == "Convolution")
+    return [kernel.data.tobytes() for kernel in found]
+
+
+@needs_openvino
+def test_each_precision_keeps_a_network_of_its_own(tmp_path):
+    model = small_unet(tmp_path)
+    first, half = (StageNetwork(model, Computing(OPENVINO, p, CPU), TileOptions()) for p in (FP32, BF16))
+    (name,) = network_source.NetworkSource.of(model).names
+    entries = [openvino_kept.entry_of(name, precision) for precision in (FP32, BF16)]
+    exact, rounded = map(openvino_kept.read_entry, entries)
+    assert kernels(exact) != kernels(rounded)
+    again = StageNetwork(model, Computing(OPENVINO, FP32, CPU), TileOptions())
+    np.testing.assert_array_equal(again.predictor.logits(noise()), first.predictor.logits(noise()))
+    assert half.predictor.logits(noise()).shape == first.predictor.logits(noise()).shape
+
+
+@needs_openvino
 def test_a_network_that_upsamples_nothing_is_not_cut():
     make, shape = NETWORKS["prior"]
     model = openvino_engine.convert_network(make(), shape)
@@ -452,9 +486,21 @@ def test_a_network_that_is_kept_is_neither_read_nor_built(tmp_path, monkeypatch)
 
 
 @needs_openvino
-def test_a_network_of_foreign_code_is_built_each_time(tmp_path):
-    stage = StageNetwork(resolve_models(write_models(tmp_path)).kidney, Computing(OPENVINO, FP32, CPU), TileOptions())
-    assert network_source.NetworkSource.of(stage.model).names == []
+def test_a_network_of_foreign_code_is_kept_as_long_as_that_is_the_same(tmp_path, monkeypatch):
+    model, computing = resolve_models(write_models(tmp_path)).kidney, Computing(OPENVINO, FP32, CPU)
+    first = StageNetwork(model, computing, TileOptions()).predictor
+    monkeypatch.setattr(network_source, "load_checkpoint", None)
+    again = StageNetwork(model, computing, TileOptions()).predictor
+    np.testing.assert_array_equal(again.logits(noise()), first.logits(noise()))
+    monkeypatch.setattr(network_source, "foreign_mark", lambda names: "changed " + " ".join(names))
+    with pytest.raises(TypeError):
+        StageNetwork(model, computing, TileOptions())
+
+
+@needs_openvino
+def test_a_network_of_a_foreign_trainer_is_built_each_time(tmp_path):
+    model = replace(resolve_models(write_models(tmp_path)).kidney, trainer="SomebodysTrainer")
+    assert network_source.NetworkSource.of(model).names == []
 
 
 @needs_openvino

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from importlib import metadata
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from kits_cascade.errors import ModelError
 from kits_cascade.files import digest, read_json
+from kits_cascade.inference.nnunet.code_marks import foreign_mark, own_mark
 from kits_cascade.inference.nnunet.engines import OPENVINO, Computing
 from kits_cascade.inference.nnunet.openvino_kept import begin_with_kept
 from kits_cascade.inference.nnunet.plan_reader import input_channels, read_plans
-from kits_cascade.models.checkpoint import load_checkpoint, names_known_parts, require_modules
+from kits_cascade.models.checkpoint import foreign_names, load_checkpoint, require_modules
 from kits_cascade.models.network import StageModel, file_checksum
 from kits_cascade.training.trainer_names import OUR_TRAINERS
 from kits_cascade.training.trainer_options import TrainerOptions
@@ -25,15 +24,6 @@ from kits_cascade.version import __version__
 if TYPE_CHECKING:
     from torch import nn
 
-# What makes a network of a plan, besides the weights: other packages by their versions, our own code by its text.
-_PACKAGES: Final = ("openvino", "torch", "dynamic_network_architectures", "nnunetv2", "monai")
-_CODE: Final = (
-    "training/networks/*.py",
-    "training/architecture.py",
-    "training/augment.py",
-    "training/prior.py",
-    "inference/nnunet/*.py",
-)
 _NNUNET: Final = "nnUNetTrainer"
 
 
@@ -85,9 +75,13 @@ class NetworkSource:
 
     @cached_property
     def names(self) -> list[str]:
-        """One for each fold, which tells all that decides its network; none where foreign code makes it."""
+        """One for each fold, which tells all that decides its network; none where that is not known.
+
+        Foreign trainers may make any network, and are found by importing all of nnU-Net's.
+        """
         architecture = self._configuration.configuration["architecture"]
-        if not self._is_of_the_plans or not names_known_parts(architecture):
+        foreign = foreign_mark(foreign_names(architecture)) if self._is_of_the_plans else None
+        if foreign is None:
             return []
         same = [
             architecture,
@@ -95,8 +89,8 @@ class NetworkSource:
             self._channels,
             self.shape,
             __version__,
-            dict(_versions()),
-            _code_mark(),
+            own_mark(),
+            foreign,
         ]
         return [digest([file_checksum(path), *same]) for path in self.model.checkpoints]
 
@@ -148,19 +142,6 @@ def begin_with_networks(models: Sequence[StageModel], computing: Computing) -> N
     for model in models:
         names = NetworkSource.of(model).names if computing.engine == OPENVINO else []
         begin_with_kept(names, computing.of_stage(model.key))
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            yield package, metadata.version(package)
-
-
-@lru_cache(maxsize=1)
-def _code_mark() -> str:
-    root = Path(__file__).parents[2]
-    files = sorted(path for pattern in _CODE for path in root.glob(pattern))
-    return digest([file_checksum(path) for path in files])
 
 
 def _trainer_class(name: str) -> Any:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from kits_cascade.files import digest, sha256, write_json
+from kits_cascade.inference.nnunet.engines import BF16
 from kits_cascade.inference.nnunet.openvino_kept import (
     ABOUT,
     MODEL,
@@ -27,12 +28,13 @@ from kits_cascade.inference.nnunet.openvino_kept import (
     WEIGHTS,
     ConversionError,
     OpenVinoNetwork,
-    cache_folder,
     compiled,
+    entry_of,
     first_line,
     load_openvino,
     read_entry,
 )
+from kits_cascade.inference.nnunet.openvino_parts import rounded_behind_encoder
 from kits_cascade.version import __version__
 
 _EDGES: Final = (16, 32, 64, None)  # of the example that a network is traced with; None: a whole tile
@@ -58,19 +60,21 @@ def convert(
     for number, state in enumerate(weights):
         network.load_state_dict(state)
         name = names[number] if names else _key(network.eval(), state, shape)
-        folds.append(compiled(_cached(network.eval(), shape, name, about or {}), precision, threads))
+        folds.append(compiled(_cached(network.eval(), shape, name, precision, about or {}), precision, threads))
     return OpenVinoNetwork(folds)
 
 
 # The cache: a folder per network and shape, that another process may write at the same moment.
 
 
-def _cached(network: nn.Module, shape: tuple[int, ...], name: str, about: dict[str, Any]) -> Any:
-    entry = cache_folder() / name
+def _cached(network: nn.Module, shape: tuple[int, ...], name: str, precision: str, about: dict[str, Any]) -> Any:
+    entry = entry_of(name, precision)
     there = read_entry(entry)
     if there is not None:
         return there
     model = convert_network(network, shape)
+    if precision == BF16:
+        model = rounded_behind_encoder(model)
     with suppress(OSError):  # a cache that cannot be written only costs the conversion again
         _keep(model, entry, about)
     return read_entry(entry) or model  # the one on the disk shares no memory with PyTorch's weights

@@ -103,13 +103,13 @@ def begin_with_kept(names: Sequence[str], computing: Computing) -> None:
 def _kept(names: tuple[str, ...], precision: str, threads: int) -> Kept | None:
     found = []
     for name in names:
-        model = read_entry(cache_folder() / name)
+        model = read_entry(entry_of(name, precision))
         if model is None:
             return None
         found.append(model)
     try:
         made = [compiled(model, precision, threads) for model in found]
-        return made, dict(read_json(cache_folder() / names[0] / SUMS).get(ABOUT, {}))
+        return made, dict(read_json(entry_of(names[0], precision) / SUMS).get(ABOUT, {}))
     except (ConversionError, OSError, ValueError):
         return None
 
@@ -139,6 +139,11 @@ def _compiled(model: Any, precision: str, threads: int) -> Any:
 def cache_folder() -> Path:
     """Where converted networks lie; it may be deleted at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kits-cascade" / "openvino"
+
+
+def entry_of(name: str, precision: str) -> Path:
+    """Where a network is kept: for bfloat16 it has other weights."""
+    return cache_folder() / (f"{name}-{BF16}" if precision == BF16 else name)
 
 
 def read_entry(entry: Path) -> Any:
