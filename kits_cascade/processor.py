@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ from kits_cascade.parallel import default_jobs
 
 _GPU_NODES: Final = ("nvidiactl", "nvmap", "nvhost-ctrl", "dxg", "kfd")  # NVIDIA, its small boards, WSL, AMD
 _INFO: Final = Path("/proc/cpuinfo")
+_LOADED: Final = time.time()
 
 
 @lru_cache(maxsize=1)
@@ -45,6 +47,16 @@ def surely_no_gpu() -> bool:
 def memory_bytes() -> int:
     """All of the machine's."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def process_began() -> float:
+    """When this process was started, in seconds as files have them; where the system does not tell, a little later."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError, AttributeError):
+        return _LOADED
+    return time.time() - age
 
 
 def threads_here() -> int:

@@ -160,9 +160,9 @@ def check_plans(path: Path, *, names_only: bool = False) -> None:
         raise ModelError(f"{path}: not a valid plans file ({error!r})") from error
 
 
-def foreign_names(architecture: dict[str, Any]) -> list[str]:
-    """The classes that a network is made of beside those that bundles may hold."""
-    return [str(name) for name, pattern in _named(architecture) if not pattern.fullmatch(str(name))]
+def names_known_parts(architecture: dict[str, Any]) -> bool:
+    """Whether a network is made of what bundles may hold: of packages with versions, and of our own code."""
+    return all(isinstance(name, str) and pattern.fullmatch(name) for name, pattern in _named(architecture))
 
 
 def require_modules(architecture: dict[str, Any], path: Path) -> None:

@@ -1,72 +1,92 @@
-"""Marks of the code that makes networks: they change with it, and nothing is imported for them."""
+"""What code makes a network: all of it that is loaded and not installed is recorded, and looked at again."""
 
+import importlib
+import os
 import sys
+import time
 
 import pytest
 
+from kits_cascade import processor
 from kits_cascade.inference.nnunet import code_marks
-from kits_cascade.inference.nnunet.code_marks import foreign_mark, own_mark
-from kits_cascade.models.checkpoint import foreign_names
+from kits_cascade.inference.nnunet.code_marks import foreign_code, is_unchanged, own_mark
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered():
+    code_marks._installed.cache_clear()
+    yield
+    code_marks._installed.cache_clear()
 
 
 @pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A package in development, which must not be imported."""
-    folder = tmp_path / "their_networks"
-    folder.mkdir()
-    (folder / "__init__.py").write_text("raise RuntimeError('imported')\n")
-    (folder / "unet.py").write_text("WIDTH = 32\n")
+def network(tmp_path, monkeypatch):
+    """A module in development and one that it builds on, both loaded and older than this process."""
+    (tmp_path / "their_blocks.py").write_text("WIDTH = 32\n")
+    (tmp_path / "their_unet.py").write_text("import their_blocks\n")
+    for path in tmp_path.iterdir():
+        os.utime(path, (1e9, 1e9))
     monkeypatch.syspath_prepend(tmp_path)
-    return folder
+    importlib.import_module("their_unet")
+    yield tmp_path
+    for name in ("their_unet", "their_blocks"):
+        sys.modules.pop(name)
 
 
-def test_known_parts_need_no_mark_of_their_own():
-    plain = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {"conv_op": "torch.nn.modules.conv.Conv3d", "norm_op": None},
-        "_kw_requires_import": ["conv_op", "norm_op"],
-    }
-    assert foreign_names(plain) == []
-    assert foreign_mark([]) == ""
-    assert own_mark()
-    other = {**plain, "network_class_name": "their_networks.unet.UNet"}
-    assert foreign_names(other) == ["their_networks.unet.UNet"]
+def recorded(folder):
+    code = foreign_code()
+    assert code is not None
+    return {name: mark for name, mark in code.items() if name == "installed" or name.startswith(str(folder))}
 
 
-def test_any_change_of_a_foreign_package_changes_the_mark(package):
-    names = ["their_networks.unet.UNet"]
-    first = foreign_mark(names)
-    assert first == foreign_mark(names)
-    (package / "unet.py").write_text("WIDTH = 64\n")
-    second = foreign_mark(names)
-    (package / "deep").mkdir()
-    (package / "deep" / "layers.py").write_text("DEPTH = 5\n")
-    assert len({first, second, foreign_mark(names)}) == 3
-    assert "their_networks" not in sys.modules
+def test_what_a_network_builds_on_is_recorded_and_looked_at_again(network):
+    code = recorded(network)
+    assert {path.rpartition("/")[2] for path in code} == {"their_blocks.py", "their_unet.py", "installed"}
+    assert is_unchanged(code)
+    (network / "their_blocks.py").write_text("WIDTH = 64\n")
+    assert not is_unchanged(code)
+    (network / "their_blocks.py").unlink()
+    assert not is_unchanged(code)
 
 
-def test_a_package_that_is_installed_or_updated_changes_the_mark(package, tmp_path, monkeypatch):
-    names = ["their_networks.unet.UNet"]
-    marks = [foreign_mark(names)]
-    for version in ("1.0", "1.1"):
-        site = tmp_path / f"site-{version}"
-        (site / f"layers-{version}.dist-info").mkdir(parents=True)
-        monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
-        marks.append(foreign_mark(names))
-    assert len(set(marks)) == 3
+def test_neither_ours_nor_what_is_installed_is_a_file_of_it():
+    code = foreign_code()
+    assert not [path for path in code or () if "site-packages" in path or "/kits_cascade/kits_cascade/" in path]
+    assert own_mark() == own_mark()
 
 
-def test_what_cannot_be_told_has_no_mark(package, monkeypatch):
-    assert foreign_mark(["no_such_package.unet.UNet"]) is None
-    assert foreign_mark([""]) is None
-    monkeypatch.setattr(code_marks, "_MOST_FILES", 1)
-    assert foreign_mark(["their_networks.unet.UNet"]) is None
+def test_a_file_that_was_written_since_it_was_loaded_is_not_recorded(network):
+    (network / "their_blocks.py").write_text("WIDTH = 64\n")
+    assert foreign_code() is None
 
 
-def test_a_single_module_is_a_package_too(tmp_path, monkeypatch):
-    (tmp_path / "one_network.py").write_text("A = 1\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    first = foreign_mark(["one_network.UNet"])
-    (tmp_path / "one_network.py").write_text("A = 12\n")
-    assert first
-    assert foreign_mark(["one_network.UNet"]) not in (None, first)
+def test_a_module_that_lies_in_no_file_is_not_recorded(network, monkeypatch):
+    monkeypatch.setattr(sys.modules["their_blocks"].__spec__, "origin", str(network / "all.zip" / "their_blocks.py"))
+    assert foreign_code() is None
+
+
+@pytest.mark.parametrize("kind", ["layers-1.0.dist-info", "layers.egg-info"])
+def test_whatever_is_installed_or_installed_again_counts(network, tmp_path, monkeypatch, kind):
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path / "missing"), *sys.path, str(site)])
+    for path in network.glob("*.py"):
+        os.utime(path, (1e9, 1e9))
+    before = recorded(network)
+    (site / kind).mkdir()
+    code_marks._installed.cache_clear()
+    assert not is_unchanged(before)
+    now = recorded(network)
+    os.utime(site / kind, (2e9, 2e9))
+    code_marks._installed.cache_clear()
+    assert not is_unchanged(now)
+
+
+def test_nothing_is_always_the_same():
+    assert is_unchanged({})
+
+
+def test_a_process_knows_when_it_began(monkeypatch, tmp_path):
+    assert 0 < time.time() - processor.process_began() < 24 * 3600
+    monkeypatch.setattr(processor, "Path", lambda _: tmp_path / "no proc here")
+    assert processor.process_began() == processor._LOADED

@@ -14,8 +14,16 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from kits_cascade.errors import EnvironmentNotReadyError, MissingExtraError, ModelError, UsageError
+from kits_cascade.files import sha256
 from kits_cascade.inference.cascade import Speed
-from kits_cascade.inference.nnunet import engines, network_source, openvino_engine, openvino_kept, openvino_parts
+from kits_cascade.inference.nnunet import (
+    engine_networks,
+    engines,
+    network_source,
+    openvino_engine,
+    openvino_kept,
+    openvino_parts,
+)
 from kits_cascade.inference.nnunet.engine_networks import build_engine
 from kits_cascade.inference.nnunet.engines import (
     BF16,
@@ -492,9 +500,43 @@ def test_a_network_of_foreign_code_is_kept_as_long_as_that_is_the_same(tmp_path,
     monkeypatch.setattr(network_source, "load_checkpoint", None)
     again = StageNetwork(model, computing, TileOptions()).predictor
     np.testing.assert_array_equal(again.logits(noise()), first.logits(noise()))
-    monkeypatch.setattr(network_source, "foreign_mark", lambda names: "changed " + " ".join(names))
+    monkeypatch.setattr(openvino_kept, "is_unchanged", lambda code: not code)
     with pytest.raises(TypeError):
         StageNetwork(model, computing, TileOptions())
+
+
+@needs_openvino
+def test_a_network_whose_code_cannot_be_told_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(engine_networks, "foreign_code", lambda: None)
+    model = resolve_models(write_models(tmp_path)).kidney
+    answer = StageNetwork(model, Computing(OPENVINO, FP32, CPU), TileOptions()).predictor.logits(noise())
+    assert np.isfinite(answer).all()
+    assert not list(tmp_path.glob("cache/**/*.xml"))
+
+
+@needs_openvino
+def test_an_entry_of_code_that_has_changed_is_replaced(tmp_path):
+    make, shape = NETWORKS["plain"]
+    script = tmp_path / "script.py"
+    script.write_text("1\n")
+    models = [openvino_engine.convert_network(make(), shape) for _ in range(2)]
+    entry = tmp_path / "cache" / "key"
+    openvino_engine._keep(models[0], entry, {openvino_kept.CODE: {str(script): sha256(script)}})
+    assert openvino_kept.read_entry(entry) is not None
+    script.write_text("2\n")
+    assert openvino_kept.read_entry(entry) is None
+    openvino_engine._keep(models[1], entry, {openvino_kept.CODE: {str(script): sha256(script)}})
+    assert openvino_kept.read_entry(entry) is not None
+
+
+@needs_openvino
+def test_kernels_that_the_engine_scales_are_left_to_it():
+    model = openvino_engine.convert_network(Interpolated().eval(), (1, 1, *TILE))
+    before, after = kernels(model), kernels(openvino_parts.rounded_behind_encoder(model))
+    assert len(before) == 4  # two of the encoder; one in front of a batch norm, and the last, which becomes two
+    assert len([mark for mark in after if mark in before]) == 3
+    assert len(after) == 5
 
 
 @needs_openvino

@@ -1,22 +1,25 @@
-"""What code makes a network of a plan, as a mark that changes with it: what an engine has kept never outlives it.
+"""What code a network is made by, so that what an engine has kept never outlives it.
 
-Packages stand by their versions, our own code and code that nobody has installed by its text. Nothing is imported.
+Packages stand by their versions and our own code by its text. For foreign code it is recorded which files were loaded
+when the network was built: that is looked at again before the network is taken.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import sysconfig
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib import metadata
-from importlib.util import find_spec
-from itertools import islice
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Final
 
 from kits_cascade.files import digest
 from kits_cascade.models.network import file_checksum
+from kits_cascade.processor import process_began
 
 _PACKAGES: Final = ("openvino", "torch", "dynamic_network_architectures", "nnunetv2", "monai")
 _CODE: Final = (
@@ -26,16 +29,16 @@ _CODE: Final = (
     "training/prior.py",
     "inference/nnunet/*.py",
 )
-_MOST_FILES: Final = 3000  # of a foreign package; a larger one takes longer to read than a network to convert
+_OURS: Final = Path(__file__).parents[2]
 _INSTALLED: Final = ("site-packages", "dist-packages")
+_ALL_INSTALLED: Final = "installed"  # beside the paths of files
 
 
 @lru_cache(maxsize=1)
 def own_mark() -> str:
     """Of the packages that all networks are made of, and of our own code."""
-    root = Path(__file__).parents[2]
-    files = sorted(path for pattern in _CODE for path in root.glob(pattern))
-    return digest([dict(_versions()), _texts(files)])
+    files = sorted(path for pattern in _CODE for path in _OURS.glob(pattern))
+    return digest([dict(_versions()), [file_checksum(path) for path in files]])
 
 
 def _versions() -> Iterator[tuple[str, str]]:
@@ -44,44 +47,47 @@ def _versions() -> Iterator[tuple[str, str]]:
             yield package, metadata.version(package)
 
 
-def foreign_mark(names: Sequence[str]) -> str | None:
-    """Of classes of other packages, by their names; None where it cannot be told what makes them.
+def foreign_code() -> dict[str, str] | None:
+    """Checksums of all files that this process has loaded and nobody has installed, and a mark of what is installed.
 
-    What they build on may be any package that is installed, so that all of these count.
+    None where one of them may have been written since it was loaded.
     """
-    if not names:
-        return ""
-    texts = []
-    for top in sorted({name.partition(".")[0] for name in names}):
-        files = _files_of(top)
-        if files is None:
-            return None
-        texts.append([top, _texts(files)])
-    return digest([texts, _installed(tuple(sys.path))])
-
-
-def _files_of(top: str) -> list[Path] | None:
-    """The code of a package or module that is in development; nothing of one that is installed, which has a version."""
+    began = process_began()
     try:
-        spec = find_spec(top)
-    except (ImportError, ValueError):
+        paths = sorted(_loaded())
+        if any(path.stat().st_mtime >= began for path in paths):
+            return None
+        return {**{str(path): file_checksum(path) for path in paths}, _ALL_INSTALLED: _installed()}
+    except OSError:
         return None
-    if spec is None:
-        return None
-    found: list[Path] = []
-    for place in map(Path, spec.submodule_search_locations or [spec.origin or ""]):
-        if any(part in _INSTALLED for part in place.parts):
+
+
+def is_unchanged(code: Mapping[str, str]) -> bool:
+    """Whether what was recorded is as it was; true of nothing, as of networks that no foreign code makes."""
+    try:
+        return all((_installed() if name == _ALL_INSTALLED else file_checksum(Path(name))) == mark
+                   for name, mark in code.items())  # fmt: skip
+    except OSError:
+        return False
+
+
+def _loaded() -> Iterator[Path]:
+    standard = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib"))
+    for module in list(sys.modules.values()):
+        spec = getattr(module, "__spec__", None)
+        if not isinstance(spec, ModuleSpec) or not spec.has_location or not spec.origin:
+            continue  # built in, a folder, or made up, as some of PyTorch's are
+        path = Path(spec.origin)
+        if spec.origin.startswith(standard) or _OURS in path.parents or set(_INSTALLED) & set(path.parts):
             continue
-        files = [place] if place.is_file() else (p for kind in ("*.py", "*.so", "*.pyd") for p in place.rglob(kind))
-        found += islice(files, _MOST_FILES + 1)
-    return sorted(found) if len(found) <= _MOST_FILES else None
-
-
-def _texts(files: Iterable[Path]) -> list[str]:
-    return [file_checksum(path) for path in files]
+        yield path
 
 
 @lru_cache(maxsize=1)
-def _installed(places: tuple[str, ...]) -> list[str]:
-    """Names and versions of all packages: their folders are called by both."""
-    return sorted({path.name for place in places if place for path in Path(place).glob("*.dist-info")})
+def _installed() -> str:
+    """Of all packages: their folders are called by name and version, and their lists of files are as old as they."""
+    found = []
+    for place in filter(None, sys.path):
+        with contextlib.suppress(OSError), os.scandir(place) as entries:
+            found += [entry for entry in entries if entry.name.endswith((".dist-info", ".egg-info", ".egg-link"))]
+    return digest(sorted([entry.name, entry.stat().st_mtime_ns] for entry in found))

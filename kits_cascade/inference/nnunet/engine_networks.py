@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
+from kits_cascade.inference.nnunet.code_marks import foreign_code
 from kits_cascade.inference.nnunet.engines import (
     CPU,
     ENGINE_BY_NAME,
@@ -42,10 +43,12 @@ def build_engine(
     *,
     names: Sequence[str] = (),
     mirror_axes: tuple[int, ...] = (),
+    foreign: bool = True,
 ) -> Built:
     """The networks of a stage (``weights``: one per fold) for tiles of ``shape``, batch and channels included.
 
-    ``names``: by which the engine may keep them, one for each fold. See :func:`kept_in_engine`.
+    ``names``: by which the engine may keep them, one for each fold. See :func:`kept_in_engine`. ``foreign``: whether
+    code makes them that is not known by its version; then they are kept as long as all of it stays as it is.
     """
     from kits_cascade.inference.nnunet.torch_network import TorchNetwork
 
@@ -53,10 +56,10 @@ def build_engine(
     if computing.engine == OPENVINO:
         from kits_cascade.inference.nnunet.openvino_engine import convert
 
-        about = {_AXES: list(mirror_axes)}
+        about, code = {_AXES: list(mirror_axes)}, foreign_code() if foreign else {}
         try:
             compiled = convert(
-                network, weights, shape, computing.precision, _threads(computing), names=names, about=about
+                network, weights, shape, computing.precision, _threads(computing), names=names, about=about, code=code
             )
             return Built(compiled, list(range(len(weights))), mirror_axes=mirror_axes)
         except ConversionError as error:

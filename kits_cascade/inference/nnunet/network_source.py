@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from kits_cascade.errors import ModelError
 from kits_cascade.files import digest, read_json
-from kits_cascade.inference.nnunet.code_marks import foreign_mark, own_mark
+from kits_cascade.inference.nnunet.code_marks import own_mark
 from kits_cascade.inference.nnunet.engines import OPENVINO, Computing
 from kits_cascade.inference.nnunet.openvino_kept import begin_with_kept
 from kits_cascade.inference.nnunet.plan_reader import input_channels, read_plans
-from kits_cascade.models.checkpoint import foreign_names, load_checkpoint, require_modules
+from kits_cascade.models.checkpoint import load_checkpoint, names_known_parts, require_modules
 from kits_cascade.models.network import StageModel, file_checksum
 from kits_cascade.training.trainer_names import OUR_TRAINERS
 from kits_cascade.training.trainer_options import TrainerOptions
@@ -75,24 +75,26 @@ class NetworkSource:
 
     @cached_property
     def names(self) -> list[str]:
-        """One for each fold, which tells all that decides its network; none where that is not known.
+        """One for each fold, which tells all that decides its network but foreign code; none of foreign trainers'.
 
-        Foreign trainers may make any network, and are found by importing all of nnU-Net's.
+        These may make any network, and are found by importing all of nnU-Net's.
         """
-        architecture = self._configuration.configuration["architecture"]
-        foreign = foreign_mark(foreign_names(architecture)) if self._is_of_the_plans else None
-        if foreign is None:
+        if not self._is_of_the_plans:
             return []
         same = [
-            architecture,
+            self._configuration.configuration["architecture"],
             self._prior_channels if self._is_ours else None,
             self._channels,
             self.shape,
             __version__,
             own_mark(),
-            foreign,
         ]
         return [digest([file_checksum(path), *same]) for path in self.model.checkpoints]
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether code has a part in it that is neither ours nor of a package that all networks are made of."""
+        return not (self._is_of_the_plans and names_known_parts(self._configuration.configuration["architecture"]))
 
     @cached_property
     def _checkpoints(self) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import inspect
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -20,9 +20,11 @@ import torch
 from torch import nn
 
 from kits_cascade.files import digest, sha256, write_json
+from kits_cascade.inference.nnunet.code_marks import own_mark
 from kits_cascade.inference.nnunet.engines import BF16
 from kits_cascade.inference.nnunet.openvino_kept import (
     ABOUT,
+    CODE,
     MODEL,
     SUMS,
     WEIGHTS,
@@ -50,33 +52,37 @@ def convert(
     *,
     names: Sequence[str] = (),
     about: dict[str, Any] | None = None,
+    code: Mapping[str, str] | None = None,
 ) -> OpenVinoNetwork:
     """The network with each fold's weights, compiled for tiles of ``shape``; raises a ConversionError.
 
     They are kept under ``names``, one for each fold, with what there is to say ``about`` them; without names, under a
-    mark of the network and its weights.
+    mark of the network and its weights. ``code``: the foreign code that makes them; None where it cannot be told, and
+    then they are not kept.
     """
     folds = []
     for number, state in enumerate(weights):
         network.load_state_dict(state)
         name = names[number] if names else _key(network.eval(), state, shape)
-        folds.append(compiled(_cached(network.eval(), shape, name, precision, about or {}), precision, threads))
+        model = _cached(network.eval(), shape, entry_of(name, precision), precision, {ABOUT: about or {}, CODE: code})
+        folds.append(compiled(model, precision, threads))
     return OpenVinoNetwork(folds)
 
 
 # The cache: a folder per network and shape, that another process may write at the same moment.
 
 
-def _cached(network: nn.Module, shape: tuple[int, ...], name: str, precision: str, about: dict[str, Any]) -> Any:
-    entry = entry_of(name, precision)
+def _cached(network: nn.Module, shape: tuple[int, ...], entry: Path, precision: str, said: dict[str, Any]) -> Any:
     there = read_entry(entry)
     if there is not None:
         return there
     model = convert_network(network, shape)
     if precision == BF16:
         model = rounded_behind_encoder(model)
+    if said[CODE] is None:
+        return model
     with suppress(OSError):  # a cache that cannot be written only costs the conversion again
-        _keep(model, entry, about)
+        _keep(model, entry, said)
     return read_entry(entry) or model  # the one on the disk shares no memory with PyTorch's weights
 
 
@@ -85,7 +91,7 @@ def _key(network: nn.Module, state: dict[str, Any], shape: tuple[int, ...]) -> s
     packages = ("openvino", "torch", "dynamic_network_architectures")
     hooks = [repr(vars(hook)) for hook in network._forward_pre_hooks.values()]
     versions = [__version__, *map(metadata.version, packages)]
-    return digest([_checksum(state), str(network), _source(type(network)), hooks, versions, shape])
+    return digest([_checksum(state), str(network), _source(type(network)), hooks, versions, own_mark(), shape])
 
 
 def _source(kind: type) -> str:
@@ -104,7 +110,7 @@ def _checksum(state: dict[str, Any]) -> str:
     return mark.hexdigest()
 
 
-def _keep(model: Any, entry: Path, about: dict[str, Any] | None = None) -> None:
+def _keep(model: Any, entry: Path, said: dict[str, Any] | None = None) -> None:
     """Beside its place first, and moved there whole. Where another process was faster, its own is as good."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=entry.parent, ignore_cleanup_errors=True) as temporary:
@@ -112,7 +118,7 @@ def _keep(model: Any, entry: Path, about: dict[str, Any] | None = None) -> None:
         folder.mkdir()
         load_openvino().save_model(model, folder / MODEL, compress_to_fp16=False)
         sums = {name: sha256(folder / name) for name in (MODEL, WEIGHTS)}
-        write_json(folder / SUMS, {**sums, ABOUT: about or {}})
+        write_json(folder / SUMS, {**sums, **(said or {})})
         if read_entry(entry) is None:
             shutil.rmtree(entry, ignore_errors=True)
             folder.replace(entry)

@@ -18,6 +18,7 @@ import numpy as np
 from kits_cascade.background import Background
 from kits_cascade.files import read_json, sha256
 from kits_cascade.imports import without
+from kits_cascade.inference.nnunet.code_marks import is_unchanged
 from kits_cascade.inference.nnunet.engines import BF16, FP32, OPENVINO, Computing
 from kits_cascade.inference.nnunet.openvino_parts import TwoParts, cut
 from kits_cascade.processor import threads_here
@@ -25,7 +26,7 @@ from kits_cascade.volumes.volume import Array
 
 _PRECISION: Final = {FP32: "f32", BF16: "bf16"}
 MODEL, WEIGHTS, SUMS = "network.xml", "network.bin", "sums.json"
-ABOUT: Final = "about"  # in the sums
+ABOUT, CODE = "about", "code"  # in the sums
 
 Kept = tuple[list[Any], dict[str, Any]]  # compiled, one for each fold, and what is said about the first
 _Wanted = tuple[tuple[str, ...], str, int]
@@ -147,10 +148,11 @@ def entry_of(name: str, precision: str) -> Path:
 
 
 def read_entry(entry: Path) -> Any:
-    """The kept network; None where there is none, or a broken one."""
+    """The kept network; None where there is none, a broken one, or one of code that has changed."""
     try:
         sums = read_json(entry / SUMS)
-        if all(sha256(entry / name) == sums[name] for name in (MODEL, WEIGHTS)):
+        whole = all(sha256(entry / name) == sums[name] for name in (MODEL, WEIGHTS))
+        if whole and is_unchanged(sums.get(CODE) or {}):
             return core().read_model(entry / MODEL)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):
         pass

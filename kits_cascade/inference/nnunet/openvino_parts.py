@@ -17,6 +17,7 @@ from kits_cascade.volumes.volume import Array
 _UPSAMPLING: Final = frozenset({"ConvolutionBackpropData", "GroupConvolutionBackpropData", "Interpolate"})
 _CONSTANT: Final = "Constant"
 _CONVOLUTION: Final = "Convolution"
+_SCALING: Final = frozenset({"Multiply", "BatchNormInference"})
 
 
 class TwoParts:
@@ -86,7 +87,7 @@ def rounded_behind_encoder(model: Any) -> Any:
     One of a single tap has no neighbours to hand its error to, and often makes the answer itself: what bfloat16 leaves
     out of it becomes a second kernel, whose outcome is added.
     """
-    from openvino import opset13
+    from openvino import Type, opset13
 
     model = _folded(model)
     operations = model.get_ordered_ops()
@@ -94,12 +95,12 @@ def rounded_behind_encoder(model: Any) -> Any:
     for operation in operations:
         if operation.get_type_name() != _CONVOLUTION or operation.get_name() in encoder:
             continue
-        source = operation.input_value(1).get_node()
-        if source.get_type_name() != _CONSTANT:
+        source, readers = operation.input_value(1).get_node(), list(operation.output(0).get_target_inputs())
+        plain = source.get_type_name() == _CONSTANT and source.get_element_type() == Type.f32
+        if not plain or _is_scaled(readers):
             continue
         kernels = source.data
         rounded = rounded_kernels(kernels)
-        readers = list(operation.output(0).get_target_inputs())
         operation.input(1).replace_source_output(opset13.constant(rounded).output(0))
         if kernels[0, 0].size == 1:
             how = operation.get_attributes()
@@ -109,6 +110,17 @@ def rounded_behind_encoder(model: Any) -> Any:
             for reader in readers:
                 reader.replace_source_output(whole.output(0))
     return model
+
+
+def _is_scaled(readers: Sequence[Any]) -> bool:
+    """Whether the engine will multiply the kernels by what follows, such as a batch norm, and round them again."""
+    for place in readers:
+        reader = place.get_node()
+        if reader.get_type_name() in _SCALING:
+            return True
+        if reader.get_type_name() == "Add" and _is_scaled(list(reader.output(0).get_target_inputs())):
+            return True
+    return False
 
 
 def _folded(model: Any) -> Any:

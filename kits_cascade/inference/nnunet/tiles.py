@@ -56,7 +56,13 @@ def _built(source: NetworkSource, computing: Computing) -> Built:
         return kept
     with _ONE_AT_A_TIME:
         built = build_engine(
-            source.network, source.weights, source.shape, computing, names=source.names, mirror_axes=source.mirror_axes
+            source.network,
+            source.weights,
+            source.shape,
+            computing,
+            names=source.names,
+            mirror_axes=source.mirror_axes,
+            foreign=source.is_foreign,
         )
     if built.fell_back:
         log.warning(
