@@ -40,7 +40,7 @@ from kits_cascade.inference.nnunet.engines import (
 from kits_cascade.inference.nnunet.predictors import NnunetPredictors
 from kits_cascade.inference.nnunet.stage import StageNetwork
 from kits_cascade.inference.nnunet.tiles import TileOptions
-from kits_cascade.inference.nnunet.torch_network import TorchNetwork
+from kits_cascade.inference.nnunet.torch_network import TorchNetwork, with_rounded_kernels
 from kits_cascade.models.choose import resolve_models
 from kits_cascade.processor import processor_flags, processor_name
 from kits_cascade.runs.predict import predict_folder
@@ -208,6 +208,42 @@ def test_in_bfloat16_torch_s_encoder_is_as_exact_as_ever(name):
         expected = network.encoder(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
     for one, other in zip(expected, seen[0], strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_in_bfloat16_torch_s_last_convolution_computes_in_single_precision(name):
+    make, shape = NETWORKS[name]
+    network, seen = make(), []
+    built = build_engine(network, [network.state_dict()], shape, Computing(TORCH, BF16, CPU))
+    last = network.decoder.seg_layers[-1]
+    last.register_forward_hook(lambda _module, _given, answer: seen.append(answer.dtype))
+    built.network.choose(built.folds[0])
+    with built.network.computing():
+        built.network(np.ones(shape, np.float32))
+    assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_torch_s_kernels_are_rounded_behind_the_encoder_alone(name):
+    network = NETWORKS[name][0]()
+    exact = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    made = with_rounded_kernels(network, exact)
+    network.load_state_dict(made)
+    changed = {key for key in exact if not torch.equal(exact[key], made[key])}
+    assert changed
+    assert all(exact[key][0, 0].numel() > 1 for key in changed)
+    assert all(torch.equal(made[key], made[key].bfloat16().float()) for key in changed)
+    for key, tensor in network.encoder.state_dict().items():
+        assert torch.equal(exact[f"encoder.{key}"], tensor)
+    for key, tensor in network.state_dict().items():  # weights that have two names are the same under both
+        assert torch.equal(tensor, made[key])
+
+
+def test_kernels_of_a_network_without_an_encoder_stay():
+    network = nn.Sequential(nn.Conv3d(1, 4, 3), nn.Conv3d(4, 2, 1))
+    exact = network.state_dict()
+    made = with_rounded_kernels(network, exact)
+    assert all(made[key] is tensor for key, tensor in exact.items())
 
 
 def operations(model, kind):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kits_cascade.inference.nnunet.code_marks import foreign_code
 from kits_cascade.inference.nnunet.engines import (
+    BF16,
     CPU,
     ENGINE_BY_NAME,
     OPENVINO,
@@ -50,7 +51,7 @@ def build_engine(
     ``names``: by which the engine may keep them, one for each fold. See :func:`kept_in_engine`. ``foreign``: whether
     code makes them that is not known by its version; then they are kept as long as all of it stays as it is.
     """
-    from kits_cascade.inference.nnunet.torch_network import TorchNetwork
+    from kits_cascade.inference.nnunet.torch_network import TorchNetwork, with_rounded_kernels
 
     fell_back = ""
     if computing.engine == OPENVINO:
@@ -64,6 +65,8 @@ def build_engine(
             return Built(compiled, list(range(len(weights))), mirror_axes=mirror_axes)
         except ConversionError as error:
             fell_back = str(error)
+    if computing.precision == BF16:
+        weights = [with_rounded_kernels(network, state) for state in weights]
     return Built(TorchNetwork(network, computing, len(shape)), weights, fell_back, mirror_axes)
 
 

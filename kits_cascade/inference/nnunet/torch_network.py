@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from kits_cascade.inference.nnunet.arrays import AnyArray
 from kits_cascade.inference.nnunet.engines import BF16, CPU, FP16, Computing, as_nnunet
+from kits_cascade.inference.nnunet.kernels import rounded_kernels
 from kits_cascade.volumes.volume import Array
 
 # oneDNN convolves in bfloat16 fastest with the channels last, and in fp32 with the channels first: docs/benchmarks.md.
@@ -34,9 +35,9 @@ class TorchNetwork:
         channels_last = self.device.type == CPU and self._precision == BF16
         self._layout = _CHANNELS_LAST[axes] if channels_last else torch.contiguous_format
         self.module = module.to(memory_format=self._layout)  # type: ignore[call-overload]
-        encoder = getattr(module, "encoder", None)
-        if self._precision == BF16 and isinstance(encoder, nn.Module):
-            _in_single_precision(encoder)
+        if self._precision == BF16:
+            for part in (*_parts(module, "encoder")[:1], *_pointwise(module)):
+                _in_single_precision(part)
         if os.environ.get(_COMPILE, "").lower() in ("true", "1", "t"):
             self.module.compile()
         self._weights: Any = None
@@ -90,6 +91,32 @@ class TorchNetwork:
 
     def release(self) -> None:
         """PyTorch keeps its memory."""
+
+
+def with_rounded_kernels(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A U-Net's weights; kernels behind the encoder have values of bfloat16, as little off together as can be."""
+    made, known = dict(weights), {id(part) for part in _parts(network, "encoder")}
+    done: dict[int, torch.Tensor] = {}  # nnU-Net's networks hold most of theirs under several names
+    for name, part in network.named_modules(remove_duplicate=False):
+        exact = weights.get(f"{name}.weight")
+        if not isinstance(part, (nn.Conv2d, nn.Conv3d)) or not known or id(part) in known or exact is None:
+            continue
+        if exact[0, 0].numel() > 1 and id(part) not in done:
+            done[id(part)] = torch.from_numpy(rounded_kernels(exact.float().cpu().numpy())).to(exact.dtype)
+        made[f"{name}.weight"] = done.get(id(part), exact)
+    return made
+
+
+def _parts(network: nn.Module, name: str) -> list[nn.Module]:
+    """All modules in a network's encoder or decoder; none where it has no such thing."""
+    whole = getattr(network, name, None)
+    return list(whole.modules()) if isinstance(whole, nn.Module) else []
+
+
+def _pointwise(network: nn.Module) -> list[nn.Module]:
+    """A decoder's convolutions of a single tap: one makes the answer, and nothing evens out what it is off by."""
+    convolutions = [part for part in _parts(network, "decoder") if isinstance(part, (nn.Conv2d, nn.Conv3d))]
+    return [part for part in convolutions if set(part.kernel_size) == {1}]
 
 
 def _in_single_precision(encoder: nn.Module) -> None:
