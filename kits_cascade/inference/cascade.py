@@ -57,12 +57,12 @@ class Speed:
         given |= {"tta": False, "tile_step": 0.75} if fast else {}
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
-    def settled(self, device: str) -> Speed:
-        """With engine and precision by name, as this machine has them: they decide the result's last voxels."""
+    def settled(self, device: str) -> tuple[Speed, str]:
+        """With engine and precision by name, and the kind of device: all three decide the result's last voxels."""
         from kits_cascade.inference.nnunet.engines import choose_computing
 
         computing = choose_computing(self.engine, self.precision, device)
-        return replace(self, engine=computing.engine, precision=computing.precision)
+        return replace(self, engine=computing.engine, precision=computing.precision), computing.kind
 
 
 @dataclass(frozen=True)

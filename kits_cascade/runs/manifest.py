@@ -60,8 +60,9 @@ class RunManifest:
         models: Sequence[Mapping[str, Any]] = (),
         options: Mapping[str, Any] | None = None,
         about: Mapping[str, Any] | None = None,
+        kind: str = "",
     ) -> None:
-        """``options`` and ``models`` decide the result; ``about`` (part, workers) does not."""
+        """``options``, ``models`` and the ``kind`` of device decide the result; ``about`` (part, workers) does not."""
         self.out = out
         self.records = Records(out)
         self.header: dict[str, Any] = {
@@ -75,7 +76,7 @@ class RunManifest:
             **dict(about or {}),
         }
         self.networks = networks_mark(self.header["models"])
-        self.settings = digest([self.header["models"], self.header["options"]])
+        self.settings = digest([self.header["models"], self.header["options"], kind])
         started = datetime.now(timezone.utc)
         self.run_id = f"{started:%Y%m%dT%H%M%S.%f}-{digest([platform.node(), id(self), started])[:6]}"
         self.header["started"] = started.isoformat(timespec="seconds")

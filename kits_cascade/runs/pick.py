@@ -48,15 +48,15 @@ class Picker:
         return list(cases)
 
     def _check_earlier(self, cases: Sequence[InputCase]) -> None:
-        """Results of other options or models are not mixed with these, and not replaced unasked."""
+        """Results of other options, models or devices are not mixed with these, and not replaced unasked."""
         if self.overwrite:
             return
         names = {case.name for case in cases}
         other = [name for name in self.manifest.made_otherwise() if name in names]
         if other:
             raise UsageError(
-                f"{self.manifest.out} holds {len(other)} of these cases ({some(other, 3)}) made with other options or "
-                "models (see its run.json). Give --overwrite to make them anew, or another output folder"
+                f"{self.manifest.out} holds {len(other)} of these cases ({some(other, 3)}) made with other options, "
+                "models or devices (see its run.json). Give --overwrite to make them anew, or another output folder"
             )
 
     def free(self, cases: Sequence[InputCase]) -> Iterator[InputCase]:

@@ -96,7 +96,7 @@ def predict_cases(
     except OSError as error:
         raise UsageError(f"{out}: cannot be the output folder ({error.strerror})") from error
     cases = with_dicom_sources(cases, options.dicom)
-    speed = speed.settled(device)  # a folder is not continued with another engine or precision
+    speed, kind = speed.settled(device)  # a folder is not continued with another engine, precision or kind of device
     threads = threads or threads_here()
     load = partial(Cascade, models, device=device, options=options, speed=speed, accept_values=accept_values)
     job = Job(
@@ -110,6 +110,7 @@ def predict_cases(
         wait,
         verify,
         retry,
+        kind,
     )
     if executor is None:
         return job.run(cases, listener)

@@ -36,10 +36,13 @@ class Job:
     wait: bool = False
     verify: bool = False
     retry: bool = False
+    kind: str = ""  # of the device
 
     def manifest(self, run_id: str | None = None) -> RunManifest:
         """The folder's manifest; workers of one run have its id."""
-        manifest = RunManifest(self.out, device=self.device, models=self.models, options=self.options, about=self.about)
+        manifest = RunManifest(
+            self.out, device=self.device, models=self.models, options=self.options, about=self.about, kind=self.kind
+        )
         manifest.run_id = run_id or manifest.run_id
         return manifest
 

@@ -104,7 +104,7 @@ def test_what_the_machine_lacks_is_an_error_that_names_what_it_has(machine):
 
 def test_the_choice_is_settled_before_it_is_recorded(machine):
     machine(openvino=False, bfloat16=True)
-    assert Speed().settled("cpu") == Speed(engine="torch", precision="bf16")
+    assert Speed().settled("cpu") == (Speed(engine="torch", precision="bf16"), "cpu")
     assert Speed().changed(engine="openvino", precision="fp32") == Speed(engine="openvino", precision="fp32")
 
 

@@ -90,6 +90,8 @@ def test_what_is_done_is_known(tmp_path):
     assert manifest(out, options={"tta": False}).made_otherwise() == ["a"]
     assert not manifest(out, models=[]).is_done("a", source)
     assert manifest(out, about={"part": "1/2"}).is_done("a", source)
+    assert manifest(out, device="cpu:1").is_done("a", source)
+    assert manifest(out, kind="cuda").made_otherwise() == ["a"]
     text = source.read_text()
     source.write_text("other scan")
     assert not manifest(out).is_done("a", source)
