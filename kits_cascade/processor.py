@@ -14,7 +14,20 @@ from kits_cascade.parallel import default_jobs
 
 _GPU_NODES: Final = ("nvidiactl", "nvmap", "nvhost-ctrl", "dxg", "kfd")  # NVIDIA, its small boards, WSL, AMD
 _INFO: Final = Path("/proc/cpuinfo")
-_LOADED: Final = time.time()
+
+
+def _began() -> float:
+    try:
+        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError, AttributeError):
+        return time.time()
+    return time.time() - age
+
+
+# When this process was started, or the one that it was forked from, in seconds as files have them; where the system
+# does not tell, a little later.
+PROCESS_BEGAN: Final = _began()
 
 
 @lru_cache(maxsize=1)
@@ -47,16 +60,6 @@ def surely_no_gpu() -> bool:
 def memory_bytes() -> int:
     """All of the machine's."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def process_began() -> float:
-    """When this process was started, in seconds as files have them; where the system does not tell, a little later."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19])
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, IndexError, ValueError, AttributeError):
-        return _LOADED
-    return time.time() - age
 
 
 def threads_here() -> int:

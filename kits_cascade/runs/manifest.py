@@ -76,7 +76,7 @@ class RunManifest:
             **dict(about or {}),
         }
         self.networks = networks_mark(self.header["models"])
-        self.settings = digest([self.header["models"], self.header["options"], kind])
+        self.settings = digest([self.header["models"], self.header["options"], *filter(None, [kind])])
         started = datetime.now(timezone.utc)
         self.run_id = f"{started:%Y%m%dT%H%M%S.%f}-{digest([platform.node(), id(self), started])[:6]}"
         self.header["started"] = started.isoformat(timespec="seconds")

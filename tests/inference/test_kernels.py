@@ -28,6 +28,7 @@ def test_a_kernel_as_a_whole_is_off_by_far_less_than_its_taps_are(taps):
     np.testing.assert_array_equal(made, nearest(made))
     off, off_by_nearest = (np.abs((one - kernels).sum(axis=axes)).mean() for one in (made, nearest(kernels)))
     assert off < off_by_nearest / 4
+    np.testing.assert_array_equal(rounded_kernels(kernels[3:4]), made[3:4])
     apart, apart_by_nearest = (np.sqrt(((one - kernels) ** 2).mean()) for one in (made, nearest(kernels)))
     assert apart < 1.5 * apart_by_nearest
 

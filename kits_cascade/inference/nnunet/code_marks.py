@@ -19,7 +19,7 @@ from typing import Final
 
 from kits_cascade.files import digest
 from kits_cascade.models.network import file_checksum
-from kits_cascade.processor import process_began
+from kits_cascade.processor import PROCESS_BEGAN
 
 _PACKAGES: Final = ("openvino", "torch", "dynamic_network_architectures", "nnunetv2", "monai")
 _CODE: Final = (
@@ -31,6 +31,7 @@ _CODE: Final = (
 )
 _OURS: Final = Path(__file__).parents[2]
 _INSTALLED: Final = ("site-packages", "dist-packages")
+_DESCRIPTIONS: Final = (".dist-info", ".egg-info", ".egg-link")
 _ALL_INSTALLED: Final = "installed"  # beside the paths of files
 
 
@@ -50,14 +51,14 @@ def _versions() -> Iterator[tuple[str, str]]:
 def foreign_code() -> dict[str, str] | None:
     """Checksums of all files that this process has loaded and nobody has installed, and a mark of what is installed.
 
-    None where one of them may have been written since it was loaded.
+    None where any of it may have been written since it was loaded. What was changed in memory alone is not seen.
     """
-    began = process_began()
     try:
         paths = sorted(_loaded())
-        if any(path.stat().st_mtime >= began for path in paths):
+        newest = [max(state.st_mtime, state.st_ctime) for state in map(Path.stat, paths)]
+        if any(time >= PROCESS_BEGAN for time in (*newest, *(time for _, time in _installed()))):
             return None
-        return {**{str(path): file_checksum(path) for path in paths}, _ALL_INSTALLED: _installed()}
+        return {**{str(path): file_checksum(path) for path in paths}, _ALL_INSTALLED: digest(_installed())}
     except OSError:
         return None
 
@@ -65,7 +66,7 @@ def foreign_code() -> dict[str, str] | None:
 def is_unchanged(code: Mapping[str, str]) -> bool:
     """Whether what was recorded is as it was; true of nothing, as of networks that no foreign code makes."""
     try:
-        return all((_installed() if name == _ALL_INSTALLED else file_checksum(Path(name))) == mark
+        return all((digest(_installed()) if name == _ALL_INSTALLED else file_checksum(Path(name))) == mark
                    for name, mark in code.items())  # fmt: skip
     except OSError:
         return False
@@ -73,21 +74,24 @@ def is_unchanged(code: Mapping[str, str]) -> bool:
 
 def _loaded() -> Iterator[Path]:
     standard = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib"))
-    for module in list(sys.modules.values()):
+    for name, module in list(sys.modules.items()):
         spec = getattr(module, "__spec__", None)
-        if not isinstance(spec, ModuleSpec) or not spec.has_location or not spec.origin:
+        place = spec.origin if isinstance(spec, ModuleSpec) and spec.has_location else None
+        if name == "__main__" and place is None and str(getattr(module, "__file__", "")).endswith(".py"):
+            place = module.__file__  # a script; the command itself has no such ending
+        if not place:
             continue  # built in, a folder, or made up, as some of PyTorch's are
-        path = Path(spec.origin)
-        if spec.origin.startswith(standard) or _OURS in path.parents or set(_INSTALLED) & set(path.parts):
-            continue
-        yield path
+        path = Path(place)
+        if not (place.startswith(standard) or _OURS in path.parents or set(_INSTALLED) & set(path.parts)):
+            yield path
 
 
 @lru_cache(maxsize=1)
-def _installed() -> str:
-    """Of all packages: their folders are called by name and version, and their lists of files are as old as they."""
+def _installed() -> list[tuple[str, float]]:
+    """All packages: their folders are called by name and version, and their lists of files are as old as they."""
     found = []
-    for place in filter(None, sys.path):
-        with contextlib.suppress(OSError), os.scandir(place) as entries:
-            found += [entry for entry in entries if entry.name.endswith((".dist-info", ".egg-info", ".egg-link"))]
-    return digest(sorted([entry.name, entry.stat().st_mtime_ns] for entry in found))
+    for place in sys.path:
+        if isinstance(place, str) and place.endswith(_INSTALLED):
+            with contextlib.suppress(OSError), os.scandir(place) as entries:
+                found += [(e.name, e.stat().st_mtime) for e in entries if e.name.endswith(_DESCRIPTIONS)]
+    return sorted(found)

@@ -81,7 +81,7 @@ def _cached(network: nn.Module, shape: tuple[int, ...], entry: Path, precision: 
         model = rounded_behind_encoder(model)
     if said[CODE] is None:
         return model
-    with suppress(OSError):  # a cache that cannot be written only costs the conversion again
+    with suppress(OSError, ValueError):  # a cache that cannot be written only costs the conversion again
         _keep(model, entry, said)
     return read_entry(entry) or model  # the one on the disk shares no memory with PyTorch's weights
 
