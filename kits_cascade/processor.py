@@ -16,9 +16,20 @@ _GPU_NODES: Final = ("nvidiactl", "nvmap", "nvhost-ctrl", "dxg", "kfd")  # NVIDI
 _INFO: Final = Path("/proc/cpuinfo")
 
 
+STATE_FIELD, BORN_FIELD = 0, 19  # the latter in ticks since the system was started
+
+
+def process_fields(process: str) -> list[str]:
+    """What the system tells of a process (a number, or ``self``), behind its name; nothing where it does not tell."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return []
+
+
 def _began() -> float:
     try:
-        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19])
+        ticks = int(process_fields("self")[BORN_FIELD])
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, IndexError, ValueError, AttributeError):
         return time.time()

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kits_cascade.processor import BORN_FIELD, STATE_FIELD, process_fields
+
 
 @dataclass(frozen=True)
 class Owner:
@@ -66,8 +68,7 @@ def _namespace() -> str:
 
 def _born(process: str) -> str:
     """When a process was started; empty where unknown."""
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
-    except (OSError, IndexError):
+    fields = process_fields(process)
+    if not fields:
         return ""
-    return "dead" if fields[0] in "ZX" else fields[19]
+    return "dead" if fields[STATE_FIELD] in "ZX" else fields[BORN_FIELD]

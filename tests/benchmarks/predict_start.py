@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+from kits_cascade.processor import process_fields
 from kits_cascade.stages import COARSE, KIDNEY_STAGE, MASSES_STAGE
 from kits_cascade.training.trainer_options import TrainerOptions
 from kits_cascade.volumes.nifti import write_volume
@@ -45,11 +46,7 @@ def used(pid):
     """Processor seconds of a process and all that it has started."""
     total = 0
     for one in tree(pid):
-        try:
-            fields = Path(f"/proc/{one}/stat").read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        total += sum(int(value) for value in fields[11:15])
+        total += sum(int(value) for value in process_fields(str(one))[11:15])
     return total / TICKS
 
 
