@@ -12,7 +12,6 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,10 +87,8 @@ def _cached(network: nn.Module, shape: tuple[int, ...], entry: Path, precision: 
 
 def _key(network: nn.Module, state: dict[str, Any], shape: tuple[int, ...]) -> str:
     """All that decides a converted network: weights, layers, the code that runs them, versions, shape."""
-    packages = ("openvino", "torch", "dynamic_network_architectures")
     hooks = [repr(vars(hook)) for hook in network._forward_pre_hooks.values()]
-    versions = [__version__, *map(metadata.version, packages)]
-    return digest([_checksum(state), str(network), _source(type(network)), hooks, versions, own_mark(), shape])
+    return digest([_checksum(state), str(network), _source(type(network)), hooks, __version__, own_mark(), shape])
 
 
 def _source(kind: type) -> str:

@@ -20,6 +20,7 @@ from kits_cascade.volumes.volume import Array
 _CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
 _COMPILE: Final = "nnUNet_compile"  # nnU-Net's variable: on request only, as in its predictor
 _BESIDE: Final = torch.device("cpu")
+_CONVOLUTIONS: Final = (nn.Conv2d, nn.Conv3d)
 
 
 class TorchNetwork:
@@ -36,7 +37,7 @@ class TorchNetwork:
         self._layout = _CHANNELS_LAST[axes] if channels_last else torch.contiguous_format
         self.module = module.to(memory_format=self._layout)  # type: ignore[call-overload]
         if self._precision == BF16:
-            for part in (*_parts(module, "encoder")[:1], *_pointwise(module)):
+            for part in (*_parts(module, "encoder")[:1], *filter(_is_pointwise, _parts(module, "decoder"))):
                 _in_single_precision(part)
         if os.environ.get(_COMPILE, "").lower() in ("true", "1", "t"):
             self.module.compile()
@@ -95,16 +96,20 @@ class TorchNetwork:
 
 def with_rounded_kernels(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A U-Net's weights; kernels behind the encoder have values of bfloat16, as little off together as can be."""
-    made, known = dict(weights), {id(part) for part in _parts(network, "encoder")}
+    made, encoder = dict(weights), {id(part) for part in _parts(network, "encoder")}
     done: dict[int, torch.Tensor] = {}  # nnU-Net's networks hold most of theirs under several names
-    for name, part in network.named_modules(remove_duplicate=False):
-        exact = weights.get(f"{name}.weight")
-        if not isinstance(part, (nn.Conv2d, nn.Conv3d)) or not known or id(part) in known or exact is None:
+    for name, part in network.named_modules(remove_duplicate=False) if encoder else ():
+        key = f"{name}.weight"
+        if not isinstance(part, _CONVOLUTIONS) or _is_pointwise(part) or id(part) in encoder or key not in weights:
             continue
-        if exact[0, 0].numel() > 1 and id(part) not in done:
-            done[id(part)] = torch.from_numpy(rounded_kernels(exact.float().cpu().numpy())).to(exact.dtype)
-        made[f"{name}.weight"] = done.get(id(part), exact)
+        if id(part) not in done:
+            done[id(part)] = _rounded(weights[key])
+        made[key] = done[id(part)]
     return made
+
+
+def _rounded(kernels: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(rounded_kernels(kernels.float().cpu().numpy())).to(kernels.dtype)
 
 
 def _parts(network: nn.Module, name: str) -> list[nn.Module]:
@@ -113,10 +118,9 @@ def _parts(network: nn.Module, name: str) -> list[nn.Module]:
     return list(whole.modules()) if isinstance(whole, nn.Module) else []
 
 
-def _pointwise(network: nn.Module) -> list[nn.Module]:
-    """A decoder's convolutions of a single tap: one makes the answer, and nothing evens out what it is off by."""
-    convolutions = [part for part in _parts(network, "decoder") if isinstance(part, (nn.Conv2d, nn.Conv3d))]
-    return [part for part in convolutions if set(part.kernel_size) == {1}]
+def _is_pointwise(part: nn.Module) -> bool:
+    """Whether it is a convolution of a single tap: a decoder's last one makes the answer, and nothing evens it out."""
+    return isinstance(part, _CONVOLUTIONS) and set(part.kernel_size) == {1}
 
 
 def _in_single_precision(encoder: nn.Module) -> None:
